@@ -1,0 +1,50 @@
+"""The one definition of the wire, imported by both sides. Needs NumPy and msgpack only."""
+
+from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits, pack, unpack
+from env_client.wire.errors import ErrorCode, InvalidInput, RemoteError, WireError
+from env_client.wire.images import IMAGE_CODECS, decode_image, encode_image, resize_image
+from env_client.wire.messages import (
+    PROTOCOL,
+    Configure,
+    Infer,
+    InferReply,
+    Request,
+    Reset,
+    RtcPrefix,
+    SetPrompt,
+    Status,
+    error_reply,
+    read_request,
+)
+from env_client.wire.spec import CameraSpec, PolicySpec, StateSpec
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "IMAGE_CODECS",
+    "PROTOCOL",
+    "CameraSpec",
+    "Configure",
+    "Dialect",
+    "EncodedImage",
+    "ErrorCode",
+    "Infer",
+    "InferReply",
+    "InvalidInput",
+    "Limits",
+    "PolicySpec",
+    "RemoteError",
+    "Request",
+    "Reset",
+    "RtcPrefix",
+    "SetPrompt",
+    "StateSpec",
+    "Status",
+    "WireError",
+    "decode_image",
+    "encode_image",
+    "error_reply",
+    "pack",
+    "read_request",
+    "resize_image",
+    "unpack",
+]

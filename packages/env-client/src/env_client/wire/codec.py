@@ -1,0 +1,374 @@
+"""msgpack with NumPy arrays: bytes <-> plain values, arrays and still-encoded images.
+
+Life cycle: both functions are pure. `pack` refuses what the other side could not read; `unpack` refuses,
+with `InvalidInput`, anything that is not well-formed, before it allocates memory for it.
+
+Two array dialects are read, and `unpack` says which one came so that the reply can use the same:
+
+    openpi          {b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [..]}, scalars `__npgeneric__`
+    msgpack-numpy   {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [..], b"data": bytes}
+
+Object arrays are refused in both: in the first they are raw pointers, in the second a pickle.
+
+The decoder is our own because of three things that `msgpack.unpackb` cannot do: an array is a view into the
+received frame (no copy), depth and node count are checked before anything is allocated for them, and a
+declared length is compared with the bytes that are really there.
+"""
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from env_client.wire.errors import InvalidInput
+
+__all__ = ["DEFAULT_LIMITS", "Dialect", "EncodedImage", "Limits", "pack", "unpack"]
+
+
+class Dialect(StrEnum):
+    """How arrays are marked."""
+
+    OPENPI = "openpi"
+    MSGPACK_NUMPY = "msgpack-numpy"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps that a frame must respect."""
+
+    # Whole frame, in bytes: 16 raw 480x640x3 images and some room.
+    max_bytes: int = 32 * 1024 * 1024
+    # Containers inside containers; an observation with history needs 5.
+    max_depth: int = 16
+    # Values of every kind, keys included; an observation has about 50.
+    max_nodes: int = 20_000
+    # Dimensions of one array.
+    max_ndim: int = 8
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that is still compressed: `{"__image__": codec, "data": bin, "shape": [H, W, 3]}`."""
+
+    codec: str
+    data: bytes | memoryview
+    # (height, width, 3) after decoding, RGB uint8.
+    shape: tuple[int, int, int]
+
+
+# ---------------------------------------------------------------------------------------------- packing
+
+
+def pack(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> bytes:
+    """One frame of plain values, NumPy arrays, NumPy scalars and `EncodedImage`s.
+
+    Raises `InvalidInput` for a value that has no place on the wire (an object array, a tensor, a set).
+    """
+    default = _pack_openpi if dialect == Dialect.OPENPI else _pack_msgpack_numpy
+    try:
+        return msgpack.packb(value, default=default, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"this cannot be packed for the wire: {error}") from error
+
+
+def _array_bytes(array: np.ndarray) -> memoryview | bytes:
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"an array of dtype {array.dtype}; bool, int, uint and float arrays travel")
+    if array.size == 0 or array.ndim == 0:
+        return array.tobytes()
+    # msgpack copies from the view straight into its buffer; tobytes() would be a second copy of each image.
+    return memoryview(np.ascontiguousarray(array)).cast("B")
+
+
+def _pack_openpi(value: Any) -> dict:
+    if isinstance(value, np.ndarray):
+        return {
+            b"__ndarray__": True,
+            b"data": _array_bytes(value),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
+    if isinstance(value, np.generic):
+        array = np.asarray(value)
+        return {b"__npgeneric__": True, b"data": _array_bytes(array), b"dtype": array.dtype.str}
+    return _pack_other(value)
+
+
+def _pack_msgpack_numpy(value: Any) -> dict:
+    if isinstance(value, np.ndarray):
+        return {
+            b"nd": True,
+            b"type": value.dtype.str,
+            b"kind": b"",
+            b"shape": value.shape,
+            b"data": _array_bytes(value),
+        }
+    if isinstance(value, np.generic):
+        array = np.asarray(value)
+        return {b"nd": False, b"type": array.dtype.str, b"data": _array_bytes(array)}
+    return _pack_other(value)
+
+
+def _pack_other(value: Any) -> dict:
+    if isinstance(value, EncodedImage):
+        return {"__image__": value.codec, "data": value.data, "shape": value.shape}
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+# -------------------------------------------------------------------------------------------- unpacking
+
+
+def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tuple[Any, Dialect | None]:
+    """The value in one frame, and the dialect of its arrays (None when it holds none).
+
+    Arrays are read-only views into `data`; bin values outside arrays are `bytes`.
+    Raises `InvalidInput` when the frame is malformed, too large, too deep, or holds a refused dtype.
+    """
+    if len(data) > limits.max_bytes:
+        raise InvalidInput(
+            f"the frame has {len(data)} bytes, at most {limits.max_bytes} are read: send images as JPEG or smaller"
+        )
+    decoder = _Decoder(data, limits)
+    value = decoder.value(0)
+    if decoder.at != decoder.end:
+        raise InvalidInput(
+            f"the frame holds {decoder.end - decoder.at} surplus bytes after its msgpack value; one value was expected"
+        )
+    return value, decoder.dialect
+
+
+class _Decoder:
+    """A cursor over one frame."""
+
+    __slots__ = ("at", "dialect", "end", "limits", "nodes", "view")
+
+    def __init__(self, data: bytes | memoryview, limits: Limits):
+        self.view = memoryview(data)
+        self.at = 0
+        self.end = len(self.view)
+        self.limits = limits
+        self.nodes = 0
+        self.dialect: Dialect | None = None
+
+    def value(self, depth: int) -> Any:
+        self.nodes += 1
+        if self.nodes > self.limits.max_nodes:
+            raise InvalidInput(
+                f"the frame holds more than {self.limits.max_nodes} values; send numbers as arrays, not as lists"
+            )
+        code = self.byte()
+        if code < 0x80:
+            return code
+        if code >= 0xE0:
+            return code - 256
+        if code < 0x90:
+            return self.map(code & 0x0F, depth)
+        if code < 0xA0:
+            return self.array(code & 0x0F, depth)
+        if code < 0xC0:
+            return self.string(code & 0x1F)
+        reader = _READERS[code - 0xC0]
+        if reader is None:
+            raise InvalidInput(
+                f"byte 0x{code:02x} at {self.at - 1} is a msgpack extension or unused; plain msgpack values were expected"
+            )
+        return reader(self, depth)
+
+    def byte(self) -> int:
+        at = self.at
+        if at >= self.end:
+            raise InvalidInput(f"the frame ends after {self.end} bytes in the middle of a value")
+        self.at = at + 1
+        return self.view[at]
+
+    def take(self, count: int) -> memoryview:
+        at, stop = self.at, self.at + count
+        if stop > self.end:
+            raise InvalidInput(
+                f"a value at byte {at} declares {count} bytes, but the frame has only {self.end - at} left"
+            )
+        self.at = stop
+        return self.view[at:stop]
+
+    def number(self, form: struct.Struct) -> Any:
+        return form.unpack(self.take(form.size))[0]
+
+    def string(self, count: int) -> str:
+        try:
+            return str(self.take(count), "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"a string at byte {self.at - count} is not UTF-8: {error.reason}") from error
+
+    def open_container(self, count: int, depth: int, bytes_each: int) -> None:
+        if depth >= self.limits.max_depth:
+            raise InvalidInput(f"the frame nests deeper than {self.limits.max_depth} containers")
+        if count * bytes_each > self.end - self.at:
+            raise InvalidInput(
+                f"a container at byte {self.at} declares {count} entries, but the frame has only "
+                f"{self.end - self.at} bytes left"
+            )
+
+    def array(self, count: int, depth: int) -> list:
+        self.open_container(count, depth, 1)
+        value, inner = self.value, depth + 1
+        items = [value(inner) for _ in range(count)]
+        return [bytes(item) if isinstance(item, memoryview) else item for item in items]
+
+    def map(self, count: int, depth: int) -> Any:
+        self.open_container(count, depth, 2)
+        result: dict[Any, Any] = {}
+        inner = depth + 1
+        for _ in range(count):
+            key = self.value(inner)
+            if isinstance(key, memoryview):
+                key = bytes(key)
+            if not isinstance(key, str | bytes | int):
+                raise InvalidInput(f"a map key of type {type(key).__name__}; strings were expected")
+            if key in result:
+                raise InvalidInput(f"the map key {key!r} comes twice")
+            result[key] = self.value(inner)
+        return self.special(result)
+
+    def special(self, value: dict) -> Any:
+        """A map as it is, or the array, scalar or image that it marks."""
+        if b"__ndarray__" in value or "__ndarray__" in value:
+            self.dialect = self.dialect or Dialect.OPENPI
+            return self.ndarray(_texts(value), "dtype", with_shape=True)
+        if b"__npgeneric__" in value or "__npgeneric__" in value:
+            self.dialect = self.dialect or Dialect.OPENPI
+            return self.ndarray(_texts(value), "dtype", with_shape=False)[()]
+        if b"nd" in value and (b"type" in value or b"kind" in value):
+            self.dialect = self.dialect or Dialect.MSGPACK_NUMPY
+            fields = _texts(value)
+            if _text(fields.get("kind", "")) not in ("", "None"):
+                raise InvalidInput(
+                    f"a msgpack-numpy array of kind {_text(fields['kind'])!r} (pickled objects and structured "
+                    "arrays are never read); bool, int, uint and float arrays were expected"
+                )
+            with_shape = fields["nd"] is True
+            array = self.ndarray(fields, "type", with_shape=with_shape)
+            return array if with_shape else array[()]
+        if b"complex" in value:
+            raise InvalidInput("a complex number; bool, int, uint and float values were expected")
+        if "__image__" in value:
+            return _encoded_image(value)
+        for key, item in value.items():
+            if isinstance(item, memoryview):
+                value[key] = bytes(item)
+        return value
+
+    def ndarray(self, fields: dict[str, Any], dtype_key: str, *, with_shape: bool) -> np.ndarray:
+        data = fields.get("data")
+        if not isinstance(data, memoryview):
+            raise InvalidInput(
+                f"an array's data is of type {type(data).__name__}; bytes (msgpack bin) were expected"
+            )
+        dtype = _dtype(fields.get(dtype_key))
+        shape = _shape(fields.get("shape"), self.limits.max_ndim) if with_shape else ()
+        expected = math.prod(shape) * dtype.itemsize
+        if expected != len(data):
+            raise InvalidInput(
+                f"an array of shape {list(shape)} and dtype {dtype} needs {expected} bytes, but {len(data)} came"
+            )
+        array = np.frombuffer(data, dtype).reshape(shape)
+        return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _texts(value: dict) -> dict[str, Any]:
+    return {_text(key): item for key, item in value.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes | memoryview):
+        return bytes(value[:64]).decode("utf-8", "replace")
+    return str(value)[:64]
+
+
+def _dtype(value: Any) -> np.dtype:
+    text = _text(value)
+    # Parsed by hand: np.dtype() accepts structured and object descriptions, and even runs a comma parser.
+    kind, size = text.lstrip("<>|=")[:1], text.lstrip("<>|=")[1:]
+    if kind not in ("b", "i", "u", "f") or size not in ("1", "2", "4", "8"):
+        raise InvalidInput(
+            f"an array of dtype {text!r}; bool, int, uint and float of 1 to 8 bytes were expected"
+        )
+    try:
+        return np.dtype(text)
+    except TypeError as error:
+        raise InvalidInput(f"an array of dtype {text!r}: {error}") from error
+
+
+def _shape(value: Any, max_ndim: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > max_ndim:
+        raise InvalidInput(
+            f"an array's shape is {value!r:.80}; a list of at most {max_ndim} sizes was expected"
+        )
+    for size in value:
+        if type(size) is not int or not 0 <= size < 2**40:
+            raise InvalidInput(f"an array's shape is {value!r:.80}; sizes of zero or more were expected")
+    return tuple(value)
+
+
+def _encoded_image(value: dict) -> EncodedImage:
+    codec, data = value.get("__image__"), value.get("data")
+    if codec not in ("jpeg", "png"):
+        raise InvalidInput(f"an image encoded as {codec!r:.40}; 'jpeg' and 'png' are read")
+    if not isinstance(data, memoryview):
+        raise InvalidInput(
+            f"an image's data is of type {type(data).__name__}; bytes (msgpack bin) were expected"
+        )
+    shape = _shape(value.get("shape"), 3)
+    if len(shape) != 3 or shape[2] != 3 or not all(shape):
+        raise InvalidInput(f"an image's shape is {list(shape)}; [height, width, 3] was expected")
+    return EncodedImage(codec, data, (shape[0], shape[1], 3))
+
+
+_U8, _U16, _U32, _U64 = (struct.Struct(">" + code) for code in "BHIQ")
+_I8, _I16, _I32, _I64 = (struct.Struct(">" + code) for code in "bhiq")
+_F32, _F64 = struct.Struct(">f"), struct.Struct(">d")
+
+_Reader = Callable[[_Decoder, int], Any]
+
+
+def _number_reader(form: struct.Struct) -> _Reader:
+    return lambda decoder, depth: decoder.number(form)
+
+
+def _bin_reader(form: struct.Struct) -> _Reader:
+    return lambda decoder, depth: decoder.take(decoder.number(form))
+
+
+def _string_reader(form: struct.Struct) -> _Reader:
+    return lambda decoder, depth: decoder.string(decoder.number(form))
+
+
+def _array_reader(form: struct.Struct) -> _Reader:
+    return lambda decoder, depth: decoder.array(decoder.number(form), depth)
+
+
+def _map_reader(form: struct.Struct) -> _Reader:
+    return lambda decoder, depth: decoder.map(decoder.number(form), depth)
+
+
+# By type byte, from 0xc0 to 0xdf; None marks the unused byte and the extension types.
+_READERS: list[_Reader | None] = [
+    lambda decoder, depth: None,
+    None,
+    lambda decoder, depth: False,
+    lambda decoder, depth: True,
+    *(_bin_reader(form) for form in (_U8, _U16, _U32)),
+    *(None for _ in range(3)),
+    *(_number_reader(form) for form in (_F32, _F64, _U8, _U16, _U32, _U64, _I8, _I16, _I32, _I64)),
+    *(None for _ in range(5)),
+    *(_string_reader(form) for form in (_U8, _U16, _U32)),
+    *(_array_reader(form) for form in (_U16, _U32)),
+    *(_map_reader(form) for form in (_U16, _U32)),
+]

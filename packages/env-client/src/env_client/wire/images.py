@@ -1,0 +1,155 @@
+"""Images on the wire: raw RGB arrays, JPEG and PNG, and the one resize that robots and training share.
+
+OpenCV is imported inside the functions: a server that only receives raw images never loads it.
+"""
+
+import struct
+from typing import Literal, get_args
+
+import numpy as np
+
+from env_client.wire.codec import EncodedImage
+from env_client.wire.errors import InvalidInput
+
+__all__ = [
+    "IMAGE_CODECS",
+    "MAX_IMAGE_PIXELS",
+    "ImageCodec",
+    "Resize",
+    "check_image",
+    "decode_image",
+    "encode_image",
+    "resize_image",
+]
+
+ImageCodec = Literal["raw", "jpeg", "png"]
+Resize = Literal["none", "stretch", "pad", "crop"]
+
+IMAGE_CODECS: tuple[ImageCodec, ...] = get_args(ImageCodec)
+
+# Larger images are refused before they are decompressed (a few kB of PNG can unpack to gigabytes).
+MAX_IMAGE_PIXELS = 4096 * 4096
+
+
+def encode_image(image: np.ndarray, codec: ImageCodec, quality: int = 90) -> np.ndarray | EncodedImage:
+    """An (H, W, 3) uint8 RGB image as it travels: itself for "raw", else an `EncodedImage`.
+
+    `quality` is JPEG's 1..100; PNG is lossless. Raises `InvalidInput` for another shape, dtype or codec.
+    """
+    check_image(image)
+    if codec == "raw":
+        return image
+    if codec not in IMAGE_CODECS:
+        raise InvalidInput(f"the image codec {codec!r}; one of {', '.join(IMAGE_CODECS)} was expected")
+    import cv2
+
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if codec == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    done, data = cv2.imencode("." + codec, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise InvalidInput(f"OpenCV could not encode an image of shape {image.shape} as {codec}")
+    height, width = image.shape[:2]
+    return EncodedImage(codec, data.tobytes(), (height, width, 3))
+
+
+def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
+    """The (H, W, 3) uint8 RGB array of an image that came over the wire.
+
+    Raises `InvalidInput` when it is not such an image, when the compressed data is damaged, or when its own
+    size is not the declared one (checked in its header, before anything is decompressed).
+    """
+    if isinstance(image, np.ndarray):
+        check_image(image)
+        return image
+    height, width = image.shape[:2]
+    if height * width > MAX_IMAGE_PIXELS:
+        raise InvalidInput(
+            f"an image of {height}x{width} pixels; at most {MAX_IMAGE_PIXELS} pixels are decoded"
+        )
+    data = bytes(image.data)
+    inside = (_png_size if image.codec == "png" else _jpeg_size)(data)
+    if inside != (height, width):
+        found = "no size" if inside is None else f"{inside[0]}x{inside[1]}"
+        raise InvalidInput(f"a {image.codec} image declared as {height}x{width} has {found} in its header")
+    import cv2
+
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None or decoded.shape != (height, width, 3):
+        raise InvalidInput(
+            f"the {image.codec} data of a {height}x{width} image is damaged ({len(data)} bytes)"
+        )
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np.ndarray:
+    """An (H, W, 3) uint8 image brought to (height, width, 3) by the rule of a policy's spec.
+
+    "none" only checks the size; "stretch" ignores the aspect ratio; "pad" keeps it and fills with black,
+    centred; "crop" keeps it and cuts the overhang, centred. Shrinking averages areas, growing interpolates.
+    Robots, dataset makers and training all call this, so that a policy meets the pixels that it learned from.
+    """
+    check_image(image)
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
+        return image
+    if mode == "none":
+        raise InvalidInput(
+            f"an image of {h}x{w} where the policy takes {height}x{width} and its resize rule is 'none': set the "
+            "camera to that size, or the embodiment's resize to stretch, pad or crop"
+        )
+    if mode == "stretch":
+        return _scale(image, height, width)
+    if mode not in get_args(Resize):
+        raise InvalidInput(f"the resize rule {mode!r}; one of {', '.join(get_args(Resize))} was expected")
+    fit = min if mode == "pad" else max
+    ratio = fit(height / h, width / w)
+    inner_h, inner_w = max(1, round(h * ratio)), max(1, round(w * ratio))
+    scaled = _scale(image, inner_h, inner_w)
+    top, left = abs(height - inner_h) // 2, abs(width - inner_w) // 2
+    if mode == "crop":
+        return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + inner_h, left : left + inner_w] = scaled
+    return padded
+
+
+def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    import cv2
+
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def check_image(image: object) -> None:
+    """Raises `InvalidInput` unless `image` is an (H, W, 3) uint8 array with at least one pixel."""
+    if not isinstance(image, np.ndarray):
+        raise InvalidInput(
+            f"an image of type {type(image).__name__}; an (H, W, 3) uint8 RGB array was expected"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise InvalidInput(
+            f"an image of shape {list(image.shape)} and dtype {image.dtype}; (H, W, 3) uint8 RGB was expected"
+        )
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 24:
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        # The frame headers are SOF0..SOF15 without the tables DHT, JPG and DAC that share their range.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        if marker == 0xFF:
+            at += 1  # a fill byte
+        else:
+            at += 2 + length
+    return None
