@@ -1,0 +1,61 @@
+"""Off-screen drawing of a MuJoCo scene at 640x480, cheap enough for two cameras on less than one core."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import mujoco
+import numpy as np
+
+from virtual_so101.gl import PACKAGES, gl_backend
+from virtual_so101.scene import HEIGHT, WIDTH
+
+__all__ = ["RenderingUnavailableError", "SceneRenderer"]
+
+
+class RenderingUnavailableError(RuntimeError):
+    """This machine has no OpenGL that draws without a display; the message names the packages."""
+
+
+class SceneRenderer:
+    """Draws the cameras of one model. Belongs to the thread that draws first."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self._model = model
+        self._renderer: mujoco.Renderer | None = None
+        self._copy: mujoco.MjData | None = None
+
+    def _open(self) -> tuple[mujoco.Renderer, mujoco.MjData]:
+        if self._renderer is None or self._copy is None:
+            backend = gl_backend()
+            if backend is None:
+                raise RenderingUnavailableError(PACKAGES)
+            try:
+                self._renderer = mujoco.Renderer(self._model, HEIGHT, WIDTH)
+            except Exception as error:
+                # Each backend fails in its own way (ImportError, AttributeError, RuntimeError, its own EGLError).
+                raise RenderingUnavailableError(f"{PACKAGES} MuJoCo said about {backend}: {error}") from error
+            self._copy = mujoco.MjData(self._model)
+        return self._renderer, self._copy
+
+    def render(self, data: mujoco.MjData, camera: str, lock: AbstractContextManager[object]) -> np.ndarray:
+        """Draw one camera of the state in `data`, which is read under `lock`: (480, 640, 3) uint8 RGB."""
+        renderer, copy = self._open()
+        with lock:
+            copy.qpos[:] = data.qpos
+            mujoco.mj_kinematics(self._model, copy)
+            mujoco.mj_comPos(self._model, copy)
+            mujoco.mj_camlight(self._model, copy)
+            renderer.update_scene(copy, camera=camera)
+        # Shadows and reflections would draw the scene once more each: three times the processor time.
+        flags = renderer.scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
+        return renderer.render()
+
+    def close(self) -> None:
+        """Free the OpenGL context; call it from the thread that draws."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
