@@ -1,0 +1,47 @@
+"""What the command line may say about a policy (`--policy.*`). Light: importing it loads no torch."""
+
+from dataclasses import dataclass
+
+__all__ = ["DTYPES", "NOISE_SCHEDULERS", "OPTIMIZE", "PolicyConfig"]
+
+NOISE_SCHEDULERS = ("DDPM", "DDIM")
+DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZE = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which checkpoint is served, and what is changed about it. None leaves a value to the checkpoint."""
+
+    # Folder of the checkpoint, the one that holds config.json; default: the task's own checkpoint.
+    path: str | None = None
+    # A task in configs/tasks (lift, sort, stack, or a yaml file): prompt, embodiment and the expected action dimension.
+    task: str | None = None
+    # Policy family; default: the type in the checkpoint's config.json.
+    type: str | None = None
+    # Name under which clients see this policy; default: the folder's name.
+    name: str | None = None
+    # cpu, cuda, cuda:N or mps; default: cuda where there is one, else mps, else cpu.
+    device: str | None = None
+    # Arithmetic of the weights: float32, bfloat16 or float16; default: float32 for ACT and Diffusion.
+    dtype: str | None = None
+    # An embodiment in configs/embodiments (so101, bi_so101, or a yaml file); default: the checkpoint's, the task's, or by state size.
+    embodiment: str | None = None
+    # Unit of states and actions (normalized, degrees, rad); default: the embodiment's.
+    unit: str | None = None
+    # How a camera image of another size is fitted: none, stretch, pad or crop; default: the embodiment's rule.
+    resize: str | None = None
+    # Prompt that is used when a request names none; default: the task's.
+    prompt: str | None = None
+    # Denoising steps of one inference (Diffusion, Pi0, Pi0.5).
+    num_inference_steps: int | None = None
+    # Actions in one chunk; at most what the checkpoint predicts.
+    n_action_steps: int | None = None
+    # Noise scheduler of a Diffusion checkpoint: DDPM or DDIM.
+    noise_scheduler: str | None = None
+    # Seed of each request's noise, so that equal requests get equal answers; default: fresh noise for each.
+    noise_seed: int | None = None
+    # Speed-ups: auto keeps answers within 1e-3 of the action range, none is LeRobot's own arithmetic.
+    optimize: str = "auto"
+    # Folder of the tokenizer, for policies that read a prompt; default: the one inside the checkpoint.
+    tokenizer_path: str | None = None
