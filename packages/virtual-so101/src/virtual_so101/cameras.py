@@ -32,6 +32,9 @@ CAMERA_WIDTH, CAMERA_HEIGHT = 640, 480
 _ADDRESS = "127.0.0.1"
 # While nothing is rendered the last pictures go out this often, seconds: ZMQCamera gives up after 1 s.
 _REPEAT = 0.1
+# ZMQCamera's disconnect waits 2 s for its reader and then closes the socket under it, which aborts the whole
+# process; its own default of 5 s per wait therefore kills a driver whose camera fell silent. Milliseconds.
+_READER_TIMEOUT = 1500
 # A slow reader loses pictures rather than keeps old ones.
 _SEND_QUEUE = 2
 
@@ -51,6 +54,7 @@ def camera_config(names: Sequence[str], ports: Sequence[int], fps: int) -> dict[
             "width": CAMERA_WIDTH,
             "height": CAMERA_HEIGHT,
             "fps": fps,
+            "timeout_ms": _READER_TIMEOUT,
         }
         for name, port in zip(names, ports, strict=True)
     }
