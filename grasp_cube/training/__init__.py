@@ -1,0 +1,1 @@
+"""Making datasets and training the small checkpoints that the repository ships."""
