@@ -33,14 +33,14 @@ class Looks:
         model.cam_pos[:] = self.cam_pos
         model.cam_quat[:] = self.cam_quat
         headlight = model.vis.headlight
-        headlight.ambient[:], headlight.diffuse[:], headlight.specular[:] = 0.34, 0.22, 0.0
-        model.light_diffuse[0], model.light_specular[0] = 0.55, 0.12
+        headlight.ambient[:], headlight.diffuse[:], headlight.specular[:] = 0.34, 0.30, 0.0
+        model.light_diffuse[0], model.light_specular[0] = 0.45, 0.12
         model.light_dir[0] = _unit(np.array([-0.3, -0.35, -1.0]))
         if rng is None:
             return
         headlight.ambient[:] = rng.uniform(0.29, 0.39)
         warmth = rng.uniform(-0.03, 0.03)
-        model.light_diffuse[0] = rng.uniform(0.45, 0.62) + np.array([warmth, 0.0, -warmth])
+        model.light_diffuse[0] = rng.uniform(0.37, 0.53) + np.array([warmth, 0.0, -warmth])
         model.light_dir[0] = _unit(np.array([rng.uniform(-0.6, 0.1), rng.uniform(-0.6, 0.6), -1.0]))
         tinted = [
             "table",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import contextlib
+import weakref
 
 import mujoco
 import numpy as np
@@ -23,6 +24,7 @@ class SceneRenderer:
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._renderer: mujoco.Renderer | None = None
+        self._closer: weakref.finalize | None = None
         self._copy: mujoco.MjData | None = None
 
     def _open(self) -> tuple[mujoco.Renderer, mujoco.MjData]:
@@ -35,10 +37,14 @@ class SceneRenderer:
             except Exception as error:
                 # Each backend fails in its own way (ImportError, AttributeError, RuntimeError, its own EGLError).
                 raise RenderingUnavailableError(f"{PACKAGES} MuJoCo said about {backend}: {error}") from error
+            # Runs at the latest before the interpreter goes, when the OpenGL modules still exist.
+            self._closer = weakref.finalize(self, _close, self._renderer)
             self._copy = mujoco.MjData(self._model)
         return self._renderer, self._copy
 
-    def render(self, data: mujoco.MjData, camera: str, lock: AbstractContextManager[object]) -> np.ndarray:
+    def render(
+        self, data: mujoco.MjData, camera: str, lock: contextlib.AbstractContextManager[object]
+    ) -> np.ndarray:
         """Draw one camera of the state in `data`, which is read under `lock`: (480, 640, 3) uint8 RGB."""
         renderer, copy = self._open()
         with lock:
@@ -56,6 +62,12 @@ class SceneRenderer:
 
     def close(self) -> None:
         """Free the OpenGL context; call it from the thread that draws."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._renderer = None
+        if self._closer is not None:
+            self._closer()
+
+
+def _close(renderer: mujoco.Renderer) -> None:
+    # A context that another thread still holds cannot be freed from here; it goes with the process.
+    with contextlib.suppress(Exception):
+        renderer.close()

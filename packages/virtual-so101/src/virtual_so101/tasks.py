@@ -18,10 +18,12 @@ import numpy as np
 
 from virtual_so101.scene import CUBE_EDGE, Cube, Layout, Mat
 
-__all__ = ["START_POSE", "TASKS", "Placement", "State", "Task", "get_task", "goal_slots"]
+__all__ = ["TASKS", "Placement", "State", "Task", "get_task", "goal_slots"]
 
 # Where every episode starts, rad, zero = mid range: the gripper over the near edge of the work area, half open.
-START_POSE = (0.0, -1.15, 1.0, 1.3, 0.05, -0.2)
+_START = (0.0, -1.15, 1.0, 1.3, 0.05, -0.2)
+# Two arms that share the middle of the table start turned away from it.
+_START_ASIDE = ((-0.9, *_START[1:]), (0.9, *_START[1:]))
 # Rise of the cube that counts as lifted, metres.
 LIFT_HEIGHT = 0.05
 # A cube slower than this is at rest, m/s.
@@ -68,6 +70,8 @@ class Task:
     hold: float
     place: Callable[[np.random.Generator], dict[str, Placement]]
     condition: Callable[[State], bool]
+    # Where each arm starts, rad, zero = mid range.
+    start_poses: tuple[tuple[float, ...], ...]
 
     @property
     def arms(self) -> int:
@@ -115,7 +119,14 @@ def _lift(arms: int) -> Task:
 
     layout = _layout(arms, (Cube("red_cube", _RED),))
     return Task(
-        "lift", "lift up the red cube", layout, duration=8.0, hold=0.5, place=place, condition=condition
+        "lift",
+        "lift up the red cube",
+        layout,
+        duration=8.0,
+        hold=0.5,
+        place=place,
+        condition=condition,
+        start_poses=(_START,) * arms,
     )
 
 
@@ -135,7 +146,16 @@ def _stack(arms: int) -> Task:
 
     layout = _layout(arms, (Cube("red_cube", _RED), Cube("green_cube", _GREEN)))
     prompt = "stack the red cube on the green cube"
-    return Task("stack", prompt, layout, duration=12.0, hold=0.5, place=place, condition=condition)
+    return Task(
+        "stack",
+        prompt,
+        layout,
+        duration=12.0,
+        hold=0.5,
+        place=place,
+        condition=condition,
+        start_poses=(_START,) * arms,
+    )
 
 
 def _sort(arms: int) -> Task:
@@ -172,7 +192,14 @@ def _sort(arms: int) -> Task:
     )
     layout = _layout(arms, cubes, mats)
     return Task(
-        "sort", "sort the cubes by color", layout, duration=28.0, hold=0.5, place=place, condition=condition
+        "sort",
+        "sort the cubes by color",
+        layout,
+        duration=35.0,
+        hold=0.5,
+        place=place,
+        condition=condition,
+        start_poses=_START_ASIDE,
     )
 
 

@@ -20,7 +20,7 @@ from virtual_so101.calibration import JOINTS
 from virtual_so101.looks import Looks
 from virtual_so101.rendering import SceneRenderer
 from virtual_so101.scene import CUBE_EDGE, STALL_TORQUE, TIMESTEP, build
-from virtual_so101.tasks import START_POSE, Task, get_task
+from virtual_so101.tasks import Task, get_task
 
 __all__ = ["MAX_SPEED", "World"]
 
@@ -105,7 +105,7 @@ class World:
                 address = self.model.jnt_qposadr[self._cube_joints[name]]
                 quat = [math.cos(yaw / 2.0), 0.0, 0.0, math.sin(yaw / 2.0)]
                 self.data.qpos[address : address + 7] = [x, y, CUBE_EDGE / 2.0, *quat]
-            start = np.tile(START_POSE, self.n_arms) + self._middle
+            start = np.concatenate(self.task.start_poses) + self._middle
             self.data.qpos[self._qpos] = start
             self._goal[:] = self._setpoint[:] = start
             self._speed[:] = 0.0

@@ -1,0 +1,244 @@
+"""Scripted experts: they know where the cubes are and solve each task with joint goals alone.
+
+`expert(world)` yields the goals of one 30 Hz tick after the other, (6,) or (12,) rad, left arm first; its
+caller sets them, steps the world by `TICK` and asks for the next. A plan is a chain of smooth moves whose goals
+never change faster than `MAX_GOAL_SPEED`; the grasp is always the same one: fingers straight down, the
+fixed jaw towards the base, the jaws square to the cube.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from virtual_so101.kinematics import ArmKinematics, GraspPose
+from virtual_so101.scene import CUBE_EDGE
+from virtual_so101.tasks import goal_slots
+from virtual_so101.world import World
+
+__all__ = ["MAX_GOAL_SPEED", "TICK", "expert", "run_episode"]
+
+# Seconds between two goals.
+TICK = 1.0 / 30.0
+# Fastest change of any goal, rad/s; clients commonly allow 1.5.
+MAX_GOAL_SPEED = 1.3
+# A smooth-step move is half as fast again in its middle as on average.
+_PEAK = 1.5
+# Jaw goals, rad: open as in the start pose; shut beyond the cube, so that the servo squeezes at its torque limit.
+_OPEN, _SHUT = -0.2, -0.72
+# Point of the gripper (its own frame, metres) at which the cube's centre lies: flush with the fixed pad, and with
+# the clearance that the fixed jaw needs on the way down.
+_FLUSH = np.array([0.007, 0.0, -0.094])
+_CLEAR = np.array([0.012, 0.0, -0.094])
+# Heights of the cube's centre above the table, metres.
+_ON_TABLE, _HOVER, _CARRY = CUBE_EDGE / 2.0, 0.07, 0.075
+# The wrist cannot bend far enough to point straight down when high up, and less so far out: it leans outwards, by so
+# many rad per metre above a height (metres) that falls with the reach (metres from the pan axis).
+_LEAN_RATE, _MAX_LEAN = 8.0, 0.45
+_LEAN_REACH, _LEAN_FROM = (0.21, 0.27), (0.05, 0.015)
+
+# The hold after the last move that ends an episode, seconds.
+_REST = 0.7
+
+Goals = Generator[np.ndarray, None, None]
+
+
+def expert(world: World) -> Iterator[np.ndarray]:
+    """The goals that solve the world's task from its start pose, tick by tick; ends a moment after the last move."""
+    arms = [_Arm(world, index) for index in range(world.n_arms)]
+    plans: list[Goals]
+    match world.task.name:
+        case "lift":
+            plans = [_lift(arms[0])]
+        case "stack":
+            plans = [_stack(arms[0])]
+        case "sort":
+            centre = _Turn()
+            plans = [
+                _sort_side(arms[0], "red", centre, first=True),
+                _sort_side(arms[1], "blue", centre, first=False),
+            ]
+        case other:
+            raise ValueError(f"There is no expert for the task {other!r}.")
+    rest = round(_REST / TICK)
+    while rest > 0:
+        moved = False
+        for arm, plan in zip(arms, plans, strict=False):
+            goal = next(plan, None)
+            if goal is not None:
+                arm.goal, moved = goal, True
+        rest -= not moved
+        yield np.concatenate([arm.goal for arm in arms])
+
+
+def run_episode(world: World) -> bool:
+    """Let the expert work in lock step until it succeeds or the task's time is over; whether it succeeded."""
+    for goals in expert(world):
+        for arm in range(world.n_arms):
+            world.set_goal(arm, goals[6 * arm : 6 * arm + 6])
+        world.step(TICK)
+        if world.success() or world.time >= world.task.duration:
+            break
+    return world.success()
+
+
+class _Turn:
+    """Whose turn it is in the middle of the table, where both arms would meet."""
+
+    def __init__(self) -> None:
+        self.owner: int | None = None
+
+    def take(self, arm: _Arm) -> Goals:
+        while self.owner is not None:
+            yield arm.goal
+        self.owner = arm.index
+
+    def give(self) -> None:
+        self.owner = None
+
+
+class _Arm:
+    """One arm's goal and the moves that change it."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world, self.index = world, index
+        self.kinematics = ArmKinematics(world.model, world.task.layout.prefixes[index])
+        self.goal = np.array(world.task.start_poses[index], dtype=float)
+        self.home = self.goal.copy()
+
+    # Moves
+
+    def wait(self, seconds: float) -> Goals:
+        """Hold the goal."""
+        for _ in range(round(seconds / TICK)):
+            yield self.goal
+
+    def joints(self, target: np.ndarray, speed: float = MAX_GOAL_SPEED) -> Goals:
+        """Move in joint space, all joints at once, smoothly."""
+        start = self.goal
+        distance = float(np.abs(target - start).max())
+        for share in _smooth(math.ceil(_PEAK * distance / (speed * TICK))):
+            yield start + share * (target - start)
+
+    def jaw(self, angle: float, speed: float = MAX_GOAL_SPEED) -> Goals:
+        """Move the jaw alone."""
+        yield from self.joints(np.array([*self.goal[:5], angle]), speed)
+
+    def line(self, target: np.ndarray, yaw: float, offset: np.ndarray, seconds: float) -> Goals:
+        """Move the gripper's point `offset` straight to `target`, in at least `seconds`."""
+        start, _ = self.kinematics.forward(self.goal, offset)
+        ticks = max(1, round(seconds / TICK))
+        while True:
+            path = [self.goal]
+            for share in _smooth(ticks):
+                path.append(self._at(start + share * (target - start), yaw, offset, path[-1]))
+            fastest = float(np.abs(np.diff(path, axis=0)).max()) / TICK
+            if fastest <= MAX_GOAL_SPEED:
+                break
+            ticks = math.ceil(ticks * max(1.05, fastest / MAX_GOAL_SPEED))
+        yield from path[1:]
+
+    def over(self, target: np.ndarray, yaw: float, offset: np.ndarray) -> Goals:
+        """Move in joint space until the gripper's point `offset` is at `target`, the jaw unchanged."""
+        yield from self.joints(self._at(target, yaw, offset, self._ready(target)))
+
+    def _ready(self, target: np.ndarray) -> np.ndarray:
+        """A guess near the wanted pose: turned towards the target, elbow up."""
+        heading = math.atan2(*(target[:2] - self.kinematics.pan_axis)[::-1])
+        return np.array([-heading, -0.2, 0.6, 1.1, 0.0, self.goal[5]])
+
+    def _at(self, point: np.ndarray, yaw: float, offset: np.ndarray, start: np.ndarray) -> np.ndarray:
+        reach = float(np.hypot(*(point[:2] - self.kinematics.pan_axis)))
+        lean_from = float(np.interp(reach, _LEAN_REACH, _LEAN_FROM))
+        tilt = min(_MAX_LEAN, max(0.0, (point[2] - lean_from) * _LEAN_RATE))
+        angles = self.kinematics.solve(GraspPose(point, yaw, tilt), offset, start)
+        return np.array([*angles, self.goal[5]])
+
+    # Skills
+
+    def grasp_yaw(self, cube: str) -> float:
+        """The direction in which the jaws open: square to the cube, as nearly away from the base as can be."""
+        position, rotation = self.world.cube_position(cube), self.world.cube_rotation(cube)
+        heading = math.atan2(*(position[:2] - self.kinematics.pan_axis)[::-1])
+        return _nearest_quarter(math.atan2(rotation[1, 0], rotation[0, 0]), heading)
+
+    def pick(self, cube: str) -> Goals:
+        """Come down over a cube, shut the jaws, and raise it."""
+        position, yaw = self.world.cube_position(cube), self.grasp_yaw(cube)
+        above, at = (np.array([*position[:2], height]) for height in (_HOVER, _ON_TABLE))
+        yield from self.over(above, yaw, _CLEAR)
+        yield from self.line(at, yaw, _CLEAR, 0.6)
+        yield from self.jaw(_SHUT)
+        yield from self.wait(0.2)
+        held, _ = self.kinematics.forward(self.goal, _FLUSH)
+        yield from self.line(np.array([*held[:2], _CARRY]), yaw, _FLUSH, 0.6)
+
+    def place(self, cube: str, target: np.ndarray, yaw: float, hover: float) -> Goals:
+        """Bring the held cube over `target`, put it down there, let go and rise."""
+        offset = self._held_at(cube)
+        above = _raised(target, hover)
+        yield from self.over(above, yaw, offset)
+        yield from self.wait(0.2)
+        # What the cube moved between the pads since the grasp is known now.
+        offset = self._held_at(cube)
+        yield from self.line(target, yaw, offset, 0.8)
+        yield from self.wait(0.2)
+        yield from self.jaw(_OPEN)
+        back = target - 0.006 * np.array([math.cos(yaw), math.sin(yaw), 0.0])
+        yield from self.line(back, yaw, offset, 0.2)
+        yield from self.line(_raised(back, hover), yaw, offset, 0.5)
+
+    def _held_at(self, cube: str) -> np.ndarray:
+        """Where the cube's centre really is in the gripper's frame."""
+        origin, rotation = self.kinematics.forward(self.world.positions(self.index), np.zeros(3))
+        return rotation.T @ (self.world.cube_position(cube) - origin)
+
+
+def _lift(arm: _Arm) -> Goals:
+    yield from arm.pick("red_cube")
+    yield from arm.joints(np.array([*arm.home[:5], _SHUT]))
+
+
+def _stack(arm: _Arm) -> Goals:
+    yield from arm.pick("red_cube")
+    target = _raised(arm.world.cube_position("green_cube"), CUBE_EDGE + 0.001)
+    yield from arm.place("red_cube", target, arm.grasp_yaw("green_cube"), hover=0.04)
+    yield from arm.joints(arm.home)
+
+
+def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
+    if not first:
+        # The other arm begins; asking one tick later settles who does.
+        yield arm.goal
+    for number, slot in enumerate(goal_slots(color), start=1):
+        cube = f"{color}_cube_{number}"
+        yield from centre.take(arm)
+        yield from arm.pick(cube)
+        way_out = list(arm.joints(np.array([*arm.home[:5], _SHUT])))
+        for tick, goal in enumerate(way_out):
+            # The other arm needs as long to come in as this one to be gone.
+            if tick == len(way_out) // 2:
+                centre.give()
+            yield goal
+        target = np.array([*slot, _ON_TABLE + 0.001])
+        heading = math.atan2(*(target[:2] - arm.kinematics.pan_axis)[::-1])
+        yield from arm.place(cube, target, heading, hover=0.06)
+    yield from arm.joints(arm.home)
+
+
+def _raised(point: np.ndarray, height: float) -> np.ndarray:
+    return point + np.array([0.0, 0.0, height])
+
+
+def _smooth(ticks: int) -> Iterator[float]:
+    """Shares of a move after each tick: a cubic smooth-step that ends at 1."""
+    for tick in range(1, max(1, ticks) + 1):
+        share = tick / max(1, ticks)
+        yield share * share * (3.0 - 2.0 * share)
+
+
+def _nearest_quarter(yaw: float, wanted: float) -> float:
+    """The angle nearest to `wanted` among `yaw` and its quarter turns: all look the same on a cube."""
+    return yaw + round((wanted - yaw) / (math.pi / 2.0)) * (math.pi / 2.0)
