@@ -1,0 +1,282 @@
+"""One and two arms over the real driver: units, limits, calibration, and the traps of the bus."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from env_client.envs.env import EnvError
+from env_client.envs.so101 import SO101Env
+from kinematic_robot import calibration, until
+from virtual_so101.servo_log import goals_of
+from virtual_so101.twin import Twin
+
+Make = Callable[..., Any]
+
+
+def arm_at(twin: Twin, arm: int = 0) -> np.ndarray:
+    """Where the joints really are, in the normalised unit."""
+    return calibration(arm).to_normalized(twin.world.positions(arm))
+
+
+def go(env: SO101Env, target: np.ndarray, seconds: float = 0.4) -> None:
+    """Command the same pose at 30 Hz."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        env.apply_action(target)
+        time.sleep(1 / 30)
+
+
+def test_normalized_round_trip(make_twin: Make, make_env: Make) -> None:
+    """What is commanded in the normalised unit is where the arm goes and what is measured there."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    target = np.array([30, -20, 10, 5, -40, 70], np.float32)
+    go(env, target)
+    observation = env.get_observation()
+    assert set(observation.states) == {"arm"}
+    assert observation.states["arm"].dtype == np.float32
+    np.testing.assert_allclose(observation.states["arm"], target, atol=0.5)
+    np.testing.assert_allclose(arm_at(twin), target, atol=0.5)
+
+
+def test_spec_comes_from_the_calibration(make_twin: Make, make_env: Make) -> None:
+    """Limits are the calibrated range; one radian is as many units as the calibration says."""
+    make_twin()
+    env = make_env()
+    env.connect()
+    spec = env.spec
+    joints = calibration().joints
+    assert spec.unit == "normalized"
+    assert spec.action_names[0] == "shoulder_pan.pos"
+    np.testing.assert_array_equal(spec.lower, [-100] * 5 + [0])
+    np.testing.assert_array_equal(spec.upper, [100] * 6)
+    expected = [4096 / (2 * np.pi) * 200 / (j.range_max - j.range_min) for j in joints[:5]]
+    np.testing.assert_allclose(spec.unit_per_rad[:5], expected)
+    assert spec.unit_per_rad[5] == 1.0
+    np.testing.assert_array_equal(spec.gripper, [False] * 5 + [True])
+
+
+def test_degrees(make_twin: Make, make_env: Make) -> None:
+    """In degrees the arm's unit, limits and scale are LeRobot's degrees."""
+    twin, env = make_twin(), make_env(use_degrees=True)
+    env.connect()
+    assert env.spec.unit == "degrees"
+    joint = calibration().joints[0]
+    assert env.spec.upper[0] == pytest.approx((joint.range_max - joint.range_min) / 2 * 360 / 4095)
+    assert env.spec.unit_per_rad[0] == pytest.approx(57.3, abs=0.05)
+    go(env, np.array([45, 0, 0, 0, 0, 50], np.float32))
+    assert twin.world.positions(0)[0] == pytest.approx(np.pi / 4, abs=0.01)
+    assert env.get_observation().states["arm"][0] == pytest.approx(45, abs=0.5)
+    pose = env.pose([10, -20, 30, 40, 50, 60], "normalized")
+    assert pose[0] == pytest.approx(10 / 100 * env.spec.upper[0], rel=1e-3)
+    assert pose[5] == 60
+
+
+def test_two_arms_left_first(make_twin: Make, make_env: Make) -> None:
+    """Twelve values, the left arm's first; each arm on its own bus."""
+    twin, env = make_twin(2), make_env(2)
+    env.connect()
+    assert env.spec.action_dim == 12
+    assert env.spec.action_names[0] == "left_shoulder_pan.pos"
+    assert env.spec.action_names[6] == "right_shoulder_pan.pos"
+    target = np.array([20] * 5 + [80] + [-30] * 5 + [20], np.float32)
+    go(env, target)
+    np.testing.assert_allclose(arm_at(twin, 0), target[:6], atol=0.5)
+    np.testing.assert_allclose(arm_at(twin, 1), target[6:], atol=0.5)
+    observation = env.get_observation()
+    np.testing.assert_allclose(observation.states["left_arm"], target[:6], atol=0.5)
+    np.testing.assert_allclose(observation.states["right_arm"], target[6:], atol=0.5)
+
+
+def test_missing_calibration_is_a_sentence(make_twin: Make, make_env: Make) -> None:
+    """Without a calibration file nothing is commanded and nobody is asked for the Enter key."""
+    twin = make_twin()
+    with pytest.raises(EnvError, match=r"has no calibration file .*nobody.json; calibrate it with LeRobot"):
+        make_env(id="nobody").connect()
+    assert not goals_of(twin.log.events())
+
+
+def test_mismatched_calibration_is_refused(make_twin: Make, make_env: Make, tmp_path: Path) -> None:
+    """Another arm's calibration is refused before the motors are switched on."""
+    twin = make_twin()
+    path = tmp_path / "calibration" / "virtual.json"
+    content = json.loads(path.read_text())
+    content["elbow_flex"]["homing_offset"] += 100
+    path.write_text(json.dumps(content))
+    with pytest.raises(EnvError, match=r"is not that of .*virtual.json: is this the right arm"):
+        make_env().connect()
+    assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]
+
+
+def test_no_port_is_a_sentence(make_twin: Make, make_env: Make, tmp_path: Path) -> None:
+    """A port that is not there is named, with what to do."""
+    make_twin()
+    with pytest.raises(
+        EnvError, match=r"the port .*nowhere of the arm does not exist; is the arm plugged in"
+    ):
+        make_env(port=str(tmp_path / "nowhere")).connect()
+
+
+def test_dry_run_leaves_the_motors_alone(make_twin: Make, make_env: Make) -> None:
+    """In a dry run neither torque nor goals are written, while everything is read."""
+    twin = make_twin()
+    env = make_env(dry_run=True)
+    env.connect()
+    env.get_observation()
+    env.apply_action(np.zeros(6, np.float32))
+    env.hold()
+    env.close()
+    time.sleep(0.05)
+    assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]
+
+
+def test_a_wrong_command_raises(make_twin: Make, make_env: Make) -> None:
+    """NaN and a wrong number of values never reach the driver, whoever sends them."""
+    twin = make_twin()
+    env = make_env()
+    env.connect()
+    before = len(goals_of(twin.log.events()))
+    for wrong in (np.full(6, np.nan), np.zeros(12), np.array([0, 0, np.inf, 0, 0, 0])):
+        with pytest.raises(EnvError, match="6 finite numbers were expected"):
+            env.apply_action(wrong)
+    assert len(goals_of(twin.log.events())) == before
+
+
+def test_stalled_bus_leaves_no_stale_observation(make_twin: Make, make_env: Make) -> None:
+    """After a stall of 80 ms every observation is of now: none is one cycle old."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    twin.buses[0].stall(0.080)
+    worst = 0.0
+    for tick in range(40):
+        pan = -60.0 + 3 * tick
+        env.apply_action(np.array([pan, 0, 0, 0, 0, 50], np.float32))
+        time.sleep(0.033)
+        before = arm_at(twin)[0]
+        try:
+            measured = env.get_observation().states["arm"][0]
+        except EnvError:
+            continue
+        after = arm_at(twin)[0]
+        # A reading of one cycle ago would be 3 units behind.
+        worst = max(worst, min(before, after) - measured)
+    assert worst < 1.5
+    assert env.arms[0].flushed >= 1
+
+
+def test_long_stall_recovers(make_twin: Make, make_env: Make) -> None:
+    """A stall longer than all retries is an error or a wait, and afterwards readings are of now."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    twin.buses[0].stall(0.25)
+    errors = 0
+    for _ in range(10):
+        try:
+            env.get_observation()
+        except EnvError:
+            errors += 1
+        time.sleep(0.03)
+    assert errors >= 1
+    go(env, np.array([40, 0, 0, 0, 0, 50], np.float32), 0.3)
+    assert env.get_observation().states["arm"][0] == pytest.approx(40, abs=1)
+
+
+def test_unplug_and_replug(make_twin: Make, make_env: Make) -> None:
+    """A pulled plug is an error at once, costs no time afterwards, and ends when the plug is back."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    target = np.array([25, 0, 0, 0, 0, 50], np.float32)
+    go(env, target)
+    twin.buses[0].unplug()
+    with pytest.raises(EnvError, match=r"lost"):
+        env.get_observation()
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(EnvError):
+            env.get_observation()
+        with pytest.raises(EnvError):
+            env.apply_action(target)
+    assert time.monotonic() - started < 0.05
+    # The servos keep their goal meanwhile.
+    np.testing.assert_allclose(arm_at(twin), target, atol=0.5)
+    twin.buses[0].replug()
+    assert until(lambda: works(env))
+    go(env, -target)
+    assert arm_at(twin)[0] == pytest.approx(-25, abs=1)
+    assert env.arms[0].recovered == 1
+
+
+def works(env: SO101Env) -> bool:
+    try:
+        env.get_observation()
+    except EnvError:
+        return False
+    return True
+
+
+def test_dead_servo_is_named_and_does_not_stall(make_twin: Make, make_env: Make) -> None:
+    """A servo without power: three slow reads at most, then quick errors that name it; alive, it goes on."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    twin.chains[0].set_dead(2)
+    slow = 0
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        started = time.monotonic()
+        with pytest.raises(EnvError) as raised:
+            env.get_observation()
+        slow += time.monotonic() - started > 0.02
+        time.sleep(0.02)
+    assert slow <= 3
+    assert "elbow_flex (id 3)" in str(raised.value)
+    twin.chains[0].set_dead(2, False)
+    assert until(lambda: works(env))
+
+
+def test_power_is_not_switched_on_within_an_episode(make_twin: Make, make_env: Make) -> None:
+    """After the supply was off the arm stays limp until the next episode begins."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    env.reset()
+    twin.buses[0].unplug()
+    with pytest.raises(EnvError):
+        env.get_observation()
+    twin.chains[0].power_cycle()
+    twin.buses[0].replug()
+    assert until(lambda: works(env))
+    with pytest.raises(EnvError, match="the power was off"):
+        env.apply_action(np.zeros(6, np.float32))
+    assert not any(servo.get("torque_enable") for servo in twin.chains[0].servos)
+    env.reset()
+    env.apply_action(np.zeros(6, np.float32))
+    assert all(servo.get("torque_enable") for servo in twin.chains[0].servos)
+
+
+def test_hold_does_not_creep(make_twin: Make, make_env: Make) -> None:
+    """Holding again and again keeps the pose of the first call."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    go(env, np.array([10, 0, 0, 0, 0, 50], np.float32))
+    for _ in range(5):
+        env.hold()
+    time.sleep(0.05)
+    ticks = goals_of(twin.log.events())[(0, "shoulder_pan")].ticks
+    assert len(set(ticks[-5:])) == 1
+
+
+def test_close_keeps_torque_and_relax_drops_it(make_twin: Make, make_env: Make) -> None:
+    """Closing the port must not drop the arm; `relax` does."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    env.close()
+    assert all(servo.get("torque_enable") for servo in twin.chains[0].servos)
+    other = make_env()
+    other.connect()
+    other.relax()
+    assert not any(servo.get("torque_enable") for servo in twin.chains[0].servos)
