@@ -1,0 +1,50 @@
+"""The device that a policy runs on, chosen when it is loaded. Imports torch inside its functions."""
+
+from typing import Any
+
+from grasp_cube.policies.policy import PolicyError
+
+__all__ = ["choose_device", "describe_device"]
+
+
+def choose_device(wanted: str | None) -> Any:
+    """The `torch.device` asked for, else cuda where there is one, else mps, else cpu.
+
+    Raises `PolicyError` when it is not there, rather than falling back: a policy that is a hundred times slower
+    than its operator thinks is a fault of its own.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted is None:
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise PolicyError(f"the device {wanted!r} is unknown: cpu, cuda, cuda:0 or mps was expected")
+    if device.type == "cuda" and not cuda:
+        why = "torch finds no GPU here" if torch.version.cuda else "this torch was built without CUDA"
+        raise PolicyError(
+            f"the device {wanted!r} is not available ({why}): use --device cpu, which is slower"
+        )
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise PolicyError(
+            f"the device {wanted!r} is not available: this machine has {torch.cuda.device_count()} GPU(s), "
+            "numbered from 0"
+        )
+    if device.type == "mps" and not mps:
+        raise PolicyError(f"the device {wanted!r} is not available here: use --device cpu, which is slower")
+    return device
+
+
+def describe_device(device: Any) -> str:
+    """The device in words."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)

@@ -1,0 +1,256 @@
+"""A LeRobot ACT or Diffusion checkpoint -> a ready `LeRobotPolicy`, strictly.
+
+Life cycle: `load` checks the files, then the task and the embodiment, and only then imports LeRobot (10-20 s), builds
+the model with LeRobot's own classes and fills it. Nothing is ever fetched from a network.
+Error policy: `PolicyError`; a missing, extra, misshapen or non-finite tensor ends the loading.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from env_client.wire import PolicySpec
+
+from grasp_cube.policies.config import PolicyConfig
+from grasp_cube.policies.devices import choose_device, describe_device
+from grasp_cube.policies.embodiment import choose_embodiment
+from grasp_cube.policies.lerobot_files import (
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    WEIGHTS,
+    CheckpointFiles,
+    read_checkpoint,
+)
+from grasp_cube.policies.policy import Policy, PolicyError
+from grasp_cube.policies.task import load_task
+
+__all__ = ["load", "load_model"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """LeRobot's three parts of a policy, on the device."""
+
+    model: Any
+    preprocessor: Any
+    postprocessor: Any
+    device: Any
+    parameters: int
+
+
+def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
+    """`config.path` and `config.type` are set. Raises `PolicyError`."""
+    folder = Path(config.path or ".")
+    kind = config.type or ""
+    files = read_checkpoint(folder)
+    task = load_task(config.task) if config.task else None
+    if task is not None:
+        task.check(files.action_dim, folder)
+    embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
+    values = _overridden(files, kind, config)
+    cameras = embodiment.camera_specs(files.images)
+    spec = PolicySpec(
+        type=kind,
+        action_dim=files.action_dim,
+        horizon=_horizon(values, kind, config),
+        action_names=embodiment.names(files.action_dim),
+        unit=embodiment.unit,
+        cameras=tuple(cameras.values()),
+        states=embodiment.state_parts(files.state_size),
+        n_obs_steps=int(values.get("n_obs_steps", 2 if kind == "diffusion" else 1)),
+        fps=embodiment.fps,
+        default_prompt=embodiment.prompt,
+    )
+    views = ", ".join(f"{c.name} {c.height}x{c.width}" for c in spec.cameras) or "none"
+    report(f"checkpoint {folder}: {kind}, cameras {views}, chunks of {spec.horizon} x {spec.action_dim}")
+    if task is not None:
+        report(f"task {task.name}: {task.prompt!r}")
+    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
+
+    loaded = load_model(files, kind, values, config.device)
+    report(
+        f"weights: {loaded.parameters / 1e6:.1f} million parameters, strictly loaded, with normalisation stats"
+    )
+    report(f"device {describe_device(loaded.device)}")
+    if kind == "diffusion":
+        scheduler, steps = (
+            values.get("noise_scheduler_type", "DDPM"),
+            loaded.model.diffusion.num_inference_steps,
+        )
+        slow = loaded.device.type == "cpu" and steps > 20
+        hint = (
+            "; --policy.noise_scheduler DDIM --policy.num_inference_steps 10 is much quicker" if slow else ""
+        )
+        report(f"noise: {scheduler}, {steps} steps{hint}")
+
+    from grasp_cube.policies.lerobot_policy import LeRobotDiffusionPolicy, LeRobotPolicy
+
+    metadata = {
+        "name": config.name or folder.name,
+        "checkpoint": folder.name,
+        "embodiment": embodiment.name,
+        "task": task.name if task is not None else None,
+    }
+    family = LeRobotDiffusionPolicy if kind == "diffusion" else LeRobotPolicy
+    return family(
+        spec,
+        metadata,
+        loaded.model,
+        loaded.preprocessor,
+        loaded.postprocessor,
+        loaded.device,
+        features={feature: camera.name for feature, camera in cameras.items()},
+        dtype=config.dtype,
+        noise_seed=config.noise_seed,
+        optimize=config.optimize == "auto",
+    )
+
+
+def load_model(
+    files: CheckpointFiles, kind: str, values: dict[str, Any], device: str | None = None
+) -> LoadedModel:
+    """LeRobot's policy and processors of a checked checkpoint; `values` are its config.json with overrides.
+
+    Raises `PolicyError`.
+    """
+    chosen = choose_device(device)
+    _stay_offline()
+    import draccus
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    values = {key: value for key, value in values.items() if key != "type"} | {"device": str(chosen)}
+    try:
+        model_class = get_policy_class(kind)
+        config = draccus.decode(PreTrainedConfig.get_choice_class(kind), values)
+        model = model_class(config)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise PolicyError(
+            f"LeRobot cannot build the policy that {files.folder / 'config.json'} describes ({reason:.300}): was it saved "
+            "by a newer LeRobot, or edited by hand?"
+        ) from error
+    _fill(model, files.folder / WEIGHTS)
+    model.eval().requires_grad_(False).to(chosen)
+    model.reset()
+    pre_overrides, post_overrides = _processor_overrides(files, str(chosen))
+    pre, post = make_pre_post_processors(
+        config,
+        pretrained_path=str(files.folder),
+        preprocessor_overrides=pre_overrides,
+        postprocessor_overrides=post_overrides,
+        preprocessor_config_filename=PREPROCESSOR,
+        postprocessor_config_filename=POSTPROCESSOR,
+    )
+    return LoadedModel(model, pre, post, chosen, sum(p.numel() for p in model.parameters()))
+
+
+def _processor_overrides(files: CheckpointFiles, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The saved processors name the device of the training and the names of the recording; we give our own."""
+    pre: dict[str, Any] = {
+        "device_processor": {"device": device},
+        "rename_observations_processor": {"rename_map": {}},
+    }
+    post: dict[str, Any] = {"device_processor": {"device": "cpu"}}
+    return (
+        {step: value for step, value in pre.items() if step in files.preprocessor_steps},
+        {step: value for step, value in post.items() if step in files.postprocessor_steps},
+    )
+
+
+def _overridden(files: CheckpointFiles, kind: str, config: PolicyConfig) -> dict[str, Any]:
+    """config.json's values with the flags laid over them. Raises `PolicyError`."""
+    values = dict(files.config)
+    # Otherwise LeRobot fetches ImageNet weights, which the checkpoint's own then replace.
+    values["pretrained_backbone_weights"] = None
+    if kind != "diffusion":
+        for field in ("num_inference_steps", "noise_scheduler"):
+            if getattr(config, field) is not None:
+                raise PolicyError(f"--policy.{field} has no meaning for the {kind} policy in {files.folder}")
+        return values
+    # A compiled U-Net has other tensor names, so loading before compiling is the only strict way.
+    values["compile_model"] = False
+    if config.noise_scheduler is not None:
+        values["noise_scheduler_type"] = config.noise_scheduler
+    if config.num_inference_steps is not None:
+        most = int(values.get("num_train_timesteps", 100))
+        if config.num_inference_steps > most:
+            raise PolicyError(
+                f"--policy.num_inference_steps is {config.num_inference_steps}, but the checkpoint was trained with {most} "
+                f"noise levels: at most {most} was expected"
+            )
+        values["num_inference_steps"] = config.num_inference_steps
+    if config.n_action_steps is not None:
+        values["n_action_steps"] = config.n_action_steps
+    return values
+
+
+def _horizon(values: dict[str, Any], kind: str, config: PolicyConfig) -> int:
+    """Actions that come out of one inference. Raises `PolicyError` when more are asked for than are predicted."""
+    if kind == "diffusion":
+        # The prediction begins at the oldest observation; what lies before now is not an answer.
+        most = int(values.get("horizon", 64)) - int(values.get("n_obs_steps", 2)) + 1
+        wanted = int(values.get("n_action_steps", 32))
+    else:
+        most = int(values.get("chunk_size", 100))
+        wanted = config.n_action_steps or most
+    if config.n_action_steps is not None and config.n_action_steps > most:
+        raise PolicyError(
+            f"--policy.n_action_steps is {config.n_action_steps}, but the checkpoint predicts {most} actions: at most "
+            f"{most} was expected"
+        )
+    return min(wanted, most)
+
+
+def _fill(model: Any, file: Path) -> None:
+    """Copy the file's tensors into the model; half precision becomes the model's own. Raises `PolicyError`."""
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        # A checkpoint that was saved while compiled carries the compiler's wrapper in its names.
+        tensors = {name.replace("._orig_mod", ""): value for name, value in load_file(file).items()}
+    except Exception as error:
+        raise PolicyError(f"{file} is truncated or damaged ({error}): copy the checkpoint again") from error
+    expected = model.state_dict()
+    # safetensors stores tensors that share memory once; the other names are filled with it.
+    stored = {expected[name].data_ptr() for name in expected if name in tensors}
+    missing = [
+        n for n, t in expected.items() if n not in tensors and (t.numel() == 0 or t.data_ptr() not in stored)
+    ]
+    extra = [name for name in tensors if name not in expected]
+    if missing or extra:
+        parts = [
+            f"{len(names)} {word} ({names[0]})"
+            for names, word in ((missing, "missing"), (extra, "extra"))
+            if names
+        ]
+        raise PolicyError(
+            f"the tensors in {file} are not those of the policy in its config.json: {', '.join(parts)}; copy both files "
+            "from the same checkpoint"
+        )
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise PolicyError(
+                f"the tensor {name} in {file} has shape {list(value.shape)}, but config.json makes it "
+                f"{list(expected[name].shape)}: copy both files from the same checkpoint"
+            )
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise PolicyError(
+                f"the tensor {name} in {file} is {value.dtype}; {expected[name].dtype} was expected"
+            )
+        if not torch.isfinite(value).all():
+            raise PolicyError(
+                f"the tensor {name} in {file} holds values that are not finite: its training diverged"
+            )
+    model.load_state_dict(tensors, strict=False)
+
+
+def _stay_offline() -> None:
+    """A server loads what lies on its disk: a missing file is an error, never a download."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True

@@ -1,0 +1,30 @@
+"""The small checkpoints, made once for the whole run."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+# LeRobot's wheel installs a package named `tests`, so ours cannot be imported by that name.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small_checkpoints import save_act, save_diffusion
+
+
+@pytest.fixture(scope="session")
+def act(tmp_path_factory) -> Path:
+    """An ACT checkpoint; tests copy it before they change it."""
+    return save_act(tmp_path_factory.mktemp("checkpoints") / "act")
+
+
+@pytest.fixture(scope="session")
+def diffusion(tmp_path_factory) -> Path:
+    """A Diffusion checkpoint with a history of two ticks; tests copy it before they change it."""
+    return save_diffusion(tmp_path_factory.mktemp("checkpoints") / "diffusion")
+
+
+@pytest.fixture
+def broken(act, tmp_path) -> Path:
+    """A copy of the ACT checkpoint that a test may damage."""
+    return Path(shutil.copytree(act, tmp_path / "broken"))
