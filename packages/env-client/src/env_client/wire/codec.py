@@ -97,8 +97,8 @@ def _pack_openpi(value: Any) -> dict:
             b"shape": value.shape,
         }
     if isinstance(value, np.generic):
-        array = np.asarray(value)
-        return {b"__npgeneric__": True, b"data": _array_bytes(array), b"dtype": array.dtype.str}
+        _array_bytes(np.asarray(value))
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
     return _pack_other(value)
 
 
@@ -142,7 +142,7 @@ def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> tuple[A
         raise InvalidInput(
             f"the frame holds {decoder.end - decoder.at} surplus bytes after its msgpack value; one value was expected"
         )
-    return value, decoder.dialect
+    return _settled(value), decoder.dialect
 
 
 class _Decoder:
@@ -220,7 +220,7 @@ class _Decoder:
         self.open_container(count, depth, 1)
         value, inner = self.value, depth + 1
         items = [value(inner) for _ in range(count)]
-        return [bytes(item) if isinstance(item, memoryview) else item for item in items]
+        return [_settled(item) for item in items]
 
     def map(self, count: int, depth: int) -> Any:
         self.open_container(count, depth, 2)
@@ -244,7 +244,7 @@ class _Decoder:
             return self.ndarray(_texts(value), "dtype", with_shape=True)
         if b"__npgeneric__" in value or "__npgeneric__" in value:
             self.dialect = self.dialect or Dialect.OPENPI
-            return self.ndarray(_texts(value), "dtype", with_shape=False)[()]
+            return self.scalar(_texts(value))
         if b"nd" in value and (b"type" in value or b"kind" in value):
             self.dialect = self.dialect or Dialect.MSGPACK_NUMPY
             fields = _texts(value)
@@ -260,10 +260,20 @@ class _Decoder:
             raise InvalidInput("a complex number; bool, int, uint and float values were expected")
         if "__image__" in value:
             return _encoded_image(value)
-        for key, item in value.items():
-            if isinstance(item, memoryview):
-                value[key] = bytes(item)
-        return value
+        return {key: _settled(item) for key, item in value.items()}
+
+    def scalar(self, fields: dict[str, Any]) -> np.generic:
+        """openpi sends a scalar's plain value; its bytes, which some peers send, are read as well."""
+        data, dtype = fields.get("data"), _dtype(fields.get("dtype"))
+        if isinstance(data, memoryview):
+            return self.ndarray(fields, "dtype", with_shape=False)[()]
+        try:
+            if not isinstance(data, bool | int | float):
+                raise TypeError("not a number")
+            with np.errstate(over="ignore"):
+                return dtype.newbyteorder("=").type(data)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"a scalar of dtype {dtype} holds {data!r:.60}: {error}") from error
 
     def ndarray(self, fields: dict[str, Any], dtype_key: str, *, with_shape: bool) -> np.ndarray:
         data = fields.get("data")
@@ -280,6 +290,11 @@ class _Decoder:
             )
         array = np.frombuffer(data, dtype).reshape(shape)
         return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _settled(value: Any) -> Any:
+    """Bytes outside arrays and images leave the frame: callers may hash and keep them."""
+    return bytes(value) if isinstance(value, memoryview) else value
 
 
 def _texts(value: dict) -> dict[str, Any]:

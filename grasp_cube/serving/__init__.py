@@ -1,0 +1,1 @@
+"""From a socket to the one thread that owns the device, and back. Knows no torch."""
