@@ -1,0 +1,209 @@
+"""`make_virtual_dataset`: the expert's episodes as a LeRobot v3.0 dataset.
+
+Each frame holds what the real chain would see at that tick: the cameras' pictures, the joint positions in whole
+encoder ticks and LeRobot's normalised unit, and the goal in the same unit; the goal that the servos get is the
+one that the driver would send for that action. Runs in lock step, as fast as the machine can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from virtual_so101.calibration import JOINTS, ArmCalibration
+from virtual_so101.expert import TICK, expert
+from virtual_so101.gl import PACKAGES, gl_backend
+from virtual_so101.kinematics import UnreachableError
+from virtual_so101.recorder import Frame, Recorder, RecordingError
+from virtual_so101.rendering import RenderingUnavailableError
+from virtual_so101.scene import HEIGHT, WIDTH
+from virtual_so101.tasks import TASKS, get_task
+from virtual_so101.world import World
+
+__all__ = ["joint_names", "main", "record", "record_episode"]
+
+_FPS = 30
+# Evaluations take their seeds from 1000 on: training data stay far away from them.
+_FIRST_SEED = 100_000
+# More failures than this in a row are no bad luck.
+_MAX_FAILURES = 25
+
+
+def joint_names(arms: int) -> list[str]:
+    """Names of the values of a state or an action, as LeRobot's robots name them; left arm first."""
+    prefixes = ("",) if arms == 1 else ("left_", "right_")
+    return [f"{prefix}{joint}.pos" for prefix in prefixes for joint in JOINTS]
+
+
+def record_episode(
+    world: World, *, size: tuple[int, int] | None = None, resize: str = "stretch"
+) -> list[Frame] | None:
+    """Let the expert solve the world's current episode: its frames, or None when it fails.
+
+    Args:
+        size: (height, width) of the pictures; None keeps 480x640.
+        resize: how they get there, "stretch", "pad" or "crop": the client's own rule.
+    """
+    calibrations = [
+        ArmCalibration.of_limits(world.joint_lower, world.joint_upper, arm) for arm in range(world.n_arms)
+    ]
+    frames = []
+    try:
+        for goals in expert(world):
+            images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
+            pairs = list(enumerate(calibrations))
+            state = np.concatenate([c.to_normalized(world.positions(arm)) for arm, c in pairs])
+            action = np.concatenate([c.to_normalized(goals[6 * arm : 6 * arm + 6]) for arm, c in pairs])
+            action = action.astype(np.float32)
+            frames.append(Frame(images, state.astype(np.float32), action))
+            for arm, calibration in pairs:
+                world.set_goal(arm, calibration.from_normalized(action[6 * arm : 6 * arm + 6]))
+            world.step(TICK)
+    except UnreachableError:
+        return None
+    return frames if world.success() else None
+
+
+def record(
+    recorder: Recorder, world: World, episodes: int, size: tuple[int, int], resize: str
+) -> Iterator[bool]:
+    """Record until the dataset holds so many episodes; yields after each try whether it was kept."""
+    failures = 0
+    while recorder.episodes < episodes:
+        seed = recorder.provenance.next_seed
+        world.reset(seed)
+        frames = record_episode(world, size=None if size == (HEIGHT, WIDTH) else size, resize=resize)
+        if frames is None:
+            recorder.drop(seed)
+            failures += 1
+            if failures > _MAX_FAILURES:
+                raise RecordingError(f"The expert failed {failures} times in a row, last with seed {seed}.")
+        else:
+            failures = 0
+            recorder.add(seed, frames)
+        yield frames is not None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the command; 0 when the dataset is complete."""
+    args = _parser().parse_args(argv)
+    if gl_backend() is None:
+        print(PACKAGES, file=sys.stderr)
+        return 2
+    try:
+        return _run(args)
+    except (RecordingError, RenderingUnavailableError, ValueError) as error:
+        print(f"make_virtual_dataset: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    task = get_task(args.task, args.arms)
+    size = args.image_size
+    settings = {
+        "task": task.name,
+        "prompt": task.prompt,
+        "arms": task.arms,
+        "robot_type": "so101_follower" if task.arms == 1 else "bi_so101_follower",
+        "fps": _FPS,
+        "image_size": list(size),
+        "resize": "none" if size == (HEIGHT, WIDTH) else args.resize,
+        "randomize": not args.no_randomize,
+        "first_seed": args.seed,
+        "crf": args.crf,
+        "gop": args.gop,
+    }
+    recorder = Recorder(
+        args.root,
+        settings,
+        names=joint_names(task.arms),
+        cameras=task.camera_names,
+        size=size,
+        crf=args.crf,
+        gop=args.gop,
+    )
+    if recorder.episodes:
+        print(f"{args.root} holds {recorder.episodes} episodes already; going on to {args.episodes}.")
+    world = World(args.task, args.arms, seed=args.seed, randomize=not args.no_randomize)
+    try:
+        from tqdm import tqdm
+
+        with tqdm(total=args.episodes, initial=recorder.episodes, unit="episode", desc=args.task) as bar:
+            for kept in record(recorder, world, args.episodes, size, args.resize):
+                bar.update(int(kept))
+                bar.set_postfix(
+                    seed=recorder.provenance.next_seed - 1, dropped=len(recorder.provenance.dropped)
+                )
+    except KeyboardInterrupt:
+        recorder.checkpoint()
+        print(f"\nStopped after {recorder.episodes} episodes; the same command goes on from there.")
+        return 130
+    finally:
+        world.close()
+    recorder.finish()
+    dropped = recorder.provenance.dropped
+    print(f"{args.root}: {recorder.episodes} episodes, {len(dropped)} seeds dropped {dropped or ''}".rstrip())
+    return 0
+
+
+def _picture(world: World, camera: str, size: tuple[int, int] | None, resize: str) -> np.ndarray:
+    image = world.render(camera)
+    if size is None:
+        return image
+    from env_client.wire.images import resize_image
+
+    return resize_image(image, *size, resize)  # type: ignore[arg-type]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make_virtual_dataset", description=__doc__.partition("\n")[0])
+    parser.add_argument("--task", choices=sorted(TASKS), default="lift", help="what the expert does")
+    parser.add_argument(
+        "--arms", type=int, choices=(1, 2), help="arms at the table; the task's own number if not given"
+    )
+    parser.add_argument("--episodes", type=int, default=50, help="episodes that the dataset holds in the end")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder of the dataset; a partial one is continued"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=_FIRST_SEED, help="seed of the first episode; the next ones follow"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        default=(HEIGHT, WIDTH),
+        metavar="HxW",
+        help="size of the pictures, 480x640",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("stretch", "pad", "crop"),
+        default="stretch",
+        help="how pictures get to another size",
+    )
+    parser.add_argument("--no-randomize", action="store_true", help="keep light, tints and cameras the same")
+    parser.add_argument("--crf", type=int, default=23, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--gop", type=int, default=2, help="frames from one key frame to the next; 2 reads fastest"
+    )
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or min(int(match[1]), int(match[2])) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, for example 96x128")
+    if int(match[1]) % 2 or int(match[2]) % 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has an odd edge, which H.264 cannot hold; use even numbers"
+        )
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
