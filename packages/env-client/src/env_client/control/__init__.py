@@ -20,7 +20,8 @@ from env_client.control.chunks import (
     make_source,
 )
 from env_client.control.clock import Clock, MonotonicClock, Timing
-from env_client.control.loop import ControlLoop, LoopConfig, measured_pose
+from env_client.control.link import LoopConfig, measured_pose
+from env_client.control.loop import ControlLoop
 from env_client.control.records import EpisodeResult, MoveResult, Observer, Tap, TickRecord
 from env_client.control.safety import SafetyConfig, SafetyFilter, Verdict
 

@@ -183,7 +183,7 @@ class EnsembleSource(ChunkSource):
         if self._stats.consumed - chunk.consumed_at_capture >= len(chunk.actions):
             return False
         self._chunks.append(chunk)
-        self._inner_step = np.max([largest_step(living.actions) for living in self._chunks], axis=0)
+        self._inner_step = largest_step(chunk.actions)
         self._boundary = True
         return True
 

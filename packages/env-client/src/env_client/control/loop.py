@@ -7,65 +7,29 @@ from the same thread (all calls to the env come from there). `pause`, `resume` a
 any thread and act within one tick.
 
 Error policy: an `EnvError` means that the robot cannot be reached. The loop keeps its clock, sends nothing, and
-asks the env again at each tick: the env itself rebuilds its driver. When it comes back, the next command is limited against
-the measured pose and all chunks are asked for again. Any other exception of the env is a defect: the loop ends
-and raises it, and whoever runs it applies the exit rule. A defect of the source is survived: the robot holds.
+asks the env again at each tick. When it comes back, the next command is limited against the measured pose and
+all chunks are asked for again (`link.py`). Any other exception of the env is a defect: it ends the loop and is
+raised, and whoever runs the loop applies the exit rule. A defect of the source is survived: the robot holds.
 """
 
-import gc
 import logging
-import math
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
-from env_client.control.clock import Clock, MonotonicClock, Pacer, Tick, Timing
+from env_client.control.clock import Clock, MonotonicClock, Pacer, Tick, Timing, steady_interpreter
+from env_client.control.link import LoopConfig, RobotLink
 from env_client.control.motion import MinimumJerk
 from env_client.control.records import EpisodeResult, MoveResult, Observer, Tap, TickRecord
 from env_client.control.safety import SafetyFilter, Verdict
 from env_client.control.source import ActionSource, Origin
 from env_client.envs.env import Env, EnvError, Observation
 
-__all__ = ["ControlLoop", "LoopConfig", "measured_pose"]
+__all__ = ["ControlLoop"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop tolerates."""
-
-    # Oldest camera frame in s that an action may be computed from; older ones count as a frozen camera.
-    max_image_age_s: float = 0.5
-    # Oldest joint reading in s that an action may be computed from.
-    max_state_age_s: float = 0.2
-    # How long to wait in s for a robot that cannot be reached before the episode is given up; 0 = for ever.
-    env_patience_s: float = 60.0
-    # Do everything but command the motors.
-    dry_run: bool = False
-    # Speed of move_to in rad/s, and in the same proportion for grippers; the limits of the safety filter hold anyway.
-    move_velocity: float = 0.75
-    # A move has arrived when each joint is this close, in rad (gravity makes a position-controlled arm sag).
-    move_tolerance: float = 0.1
-    # How long a move waits in s at its end for the arm to arrive.
-    move_settle_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_image_age_s", "max_state_age_s", "move_velocity", "move_tolerance"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} is {value}; a number above 0 was expected")
-
-
-def measured_pose(env_spec, observation: Observation) -> np.ndarray:
-    """(A,) the measured value of each action value, in the robot's unit."""
-    state = np.concatenate([np.ravel(observation.states[part.name]) for part in env_spec.states])
-    return state[env_spec.state_index]
 
 
 class ControlLoop:
@@ -80,10 +44,10 @@ class ControlLoop:
         *,
         config: LoopConfig | None = None,
         clock: Clock | None = None,
-        heartbeat: Callable[[float], None] | None = None,
+        heartbeat: Callable[[], object] | None = None,
     ):
-        """`heartbeat` is called in each tick with the loop's time, in the loop's own thread, so that it stops when
-        the loop hangs: it must do no more than store a number. It is dropped after its first exception."""
+        """`heartbeat` is called in each tick of an episode or a move, in the loop's own thread, so that it stops
+        when the loop hangs. It must do no more than store or write a byte; after an exception it is dropped."""
         self.env, self.source, self.safety = env, source, safety
         self.fps, self.period = fps, 1.0 / fps
         self.config = config or LoopConfig()
@@ -92,13 +56,10 @@ class ControlLoop:
         self._taps: list[Tap] = []
         self._paused = threading.Event()
         self._episode = -1
-        # Why no action may be asked for at the moment: the robot is away, its observation is old, a pause.
+        self._link = self._new_link()
+        # Why the source is not asked at the moment; None while it is.
         self._interrupted: str | None = None
-        self._down_since: float | None = None
-        self._timing = Timing(self.period)
-        self._counts: Counter[str] = Counter()
-
-    # ------------------------------------------------------------------------------------------- from outside
+        self._source_errors = 0
 
     def subscribe(self, size: int = 4) -> Tap:
         """A tap that gets every tick's record, for a thread that pulls from it."""
@@ -126,8 +87,8 @@ class ControlLoop:
 
     @property
     def timing(self) -> Timing:
-        """How steady the running or last episode or move was."""
-        return self._timing
+        """How steady the running or last episode or move is."""
+        return self._link.timing
 
     # --------------------------------------------------------------------------------------------- an episode
 
@@ -148,15 +109,17 @@ class ControlLoop:
         """
         stop = stop or threading.Event()
         self._episode = self._episode + 1 if episode is None else episode
-        begun = self._begin(stop, (lambda: self.env.reset(seed)) if reset_env else self.env.get_observation)
-        if isinstance(begun, str):
-            return self._result(begun, 0, 0.0, Counter(), Counter(), (0, 0))
-        self.safety.begin_episode(begun, self._episode)
+        self._link, self._interrupted, self._source_errors = self._new_link(), None, 0
+        tally = _Tally(self)
+        read = (lambda: self.env.reset(seed)) if reset_env else self.env.get_observation
+        pose = self._link.wait(read, stop, self._beat)
+        if isinstance(pose, str):
+            return tally.result(pose, 0, 0.0)
+        self.safety.begin_episode(pose, self._episode)
         self.source.reset(self._episode)
-        refused, interventions = Counter(self.safety.counters), Counter(self.safety.interventions)
-        before = (self.source.stats.waiting, self.source.stats.starved)
-        steps, started, outcome = 0, self.clock.now(), "stopped"
-        with _steady():
+        steps, outcome = 0, "stopped"
+        with steady_interpreter():
+            started = self.clock.now()
             for tick in self._ticks():
                 if stop.is_set():
                     break
@@ -164,7 +127,8 @@ class ControlLoop:
                     outcome = "time"
                     break
                 steps += self._run_tick(tick)
-                if self._lost():
+                self._link.timing.finished(tick, self.clock.now())
+                if self._link.lost:
                     outcome = "env lost"
                     break
                 if self.env.done:
@@ -173,79 +137,72 @@ class ControlLoop:
                 if max_steps is not None and steps >= max_steps:
                     outcome = "steps"
                     break
-        return self._result(outcome, steps, self.clock.now() - started, refused, interventions, before)
+        return tally.result(outcome, steps, self.clock.now() - started)
 
     def _run_tick(self, tick: Tick) -> bool:
         """One tick of an episode; True when a new action was commanded."""
-        observation, pose, error = self._read()
+        observation, pose, error = self._link.read()
         read = self.clock.now()
-        if observation is None or pose is None:
-            self._emit(
-                TickRecord(
-                    self._episode,
-                    tick.index,
-                    "run",
-                    tick.started,
-                    tick.started - tick.deadline,
-                    None,
-                    None,
-                    None,
-                    read_s=read - tick.started,
-                    error=error,
-                )
-            )
-            self._finish(tick)
+        if observation is None:
+            self._emit(tick, "run", None, read_s=read - tick.started, error=error)
             return False
-        problem = "paused" if self._paused.is_set() else self._too_old(observation)
-        if problem is None and self._interrupted is not None:
-            # What was planned belongs to the moment before the interruption.
-            self.source.reset(self._episode)
-            self._interrupted = None
-        action: np.ndarray | None = None
-        origin: Origin | None = None
-        if problem is None:
-            action, origin = self._ask(observation, tick.index)
-        else:
-            self._interrupt(problem)
+        problem = self._problem(observation)
+        action, origin = (None, None) if problem else self._ask(observation, tick.index)
         verdict = self._filter(action, origin, pose, observation)
         thought = self.clock.now()
-        sent, error = self._send(verdict)
-        done = self.clock.now()
+        sent, error = self._link.send(verdict)
         self._emit(
-            TickRecord(
-                self._episode, tick.index, "paused" if problem == "paused" else "run", tick.started,
-                tick.started - tick.deadline, observation, action, sent,
-                refused=verdict.refused or problem, held=verdict.held, origin=origin,
-                read_s=read - tick.started, think_s=thought - read, send_s=done - thought, error=error,
-            )
-        )  # fmt: skip
-        self._finish(tick)
+            tick,
+            "paused" if problem == "paused" else "run",
+            observation,
+            requested=action,
+            sent=sent,
+            refused=verdict.refused or problem,
+            held=verdict.held,
+            origin=origin,
+            read_s=read - tick.started,
+            think_s=thought - read,
+            send_s=self.clock.now() - thought,
+            error=error,
+        )
         return sent is not None and not verdict.held
+
+    def _problem(self, observation: Observation) -> str | None:
+        """Why the source must not be asked now. After any such time its chunks are asked for again."""
+        problem = "paused" if self._paused.is_set() else self._link.too_old(observation)
+        if problem is not None:
+            if problem not in (self._interrupted, "paused"):
+                logger.warning("%s: the robot holds its pose", problem)
+        elif self._interrupted is not None or self._link.came_back:
+            self._link.came_back = False
+            self.source.reset(self._episode)
+        self._interrupted = problem
+        return problem
 
     def _ask(self, observation: Observation, tick: int) -> tuple[np.ndarray | None, Origin | None]:
         try:
-            action = self.source.next_action(observation, tick)
-            return action, self.source.origin
+            return self.source.next_action(observation, tick), self.source.origin
         except Exception:
-            self._counts["source errors"] += 1
-            if self._counts["source errors"] == 1:
-                logger.exception(
-                    "the action source failed: the robot holds its pose; further failures are counted"
-                )
+            self._source_errors += 1
+            if self._source_errors == 1:
+                logger.exception("the action source failed: the robot holds; further failures are counted")
             return None, None
 
     def _filter(
-        self, action: np.ndarray | None, origin: Origin | None, pose: np.ndarray, observation: Observation
+        self,
+        action: np.ndarray | None,
+        origin: Origin | None,
+        pose: np.ndarray | None,
+        observation: Observation,
     ) -> Verdict:
-        now = self.clock.now()
-        interval = None if self._timing.last_sent is None else now - self._timing.last_sent
+        since = self._link.since_last_command_s
         if origin is None:
-            return self.safety.apply(action, measured=pose, dt_s=interval)
+            return self.safety.apply(action, measured=pose, dt_s=since)
         return self.safety.apply(
             action,
             measured=pose,
             boundary=origin.boundary,
-            dt_s=interval,
+            dt_s=since,
             inner_step=origin.inner_step,
             age_s=observation.capture_time - origin.capture_time,
             episode=origin.episode,
@@ -272,232 +229,123 @@ class ControlLoop:
         if goal.shape != (self.env.spec.action_dim,) or not np.isfinite(goal).all():
             raise ValueError(f"a pose {pose!r:.120}; {self.env.spec.action_dim} finite numbers were expected")
         goal = np.clip(goal, self.safety.lower, self.safety.upper)
-        share = min(1.0, (velocity or self.config.move_velocity) / self.safety.config.max_velocity)
+        self._link = self._new_link()
         started = self.clock.now()
-        begun = self._begin(stop, self.env.get_observation)
+        begun = self._link.wait(self.env.get_observation, stop, self._beat)
         if isinstance(begun, str):
             return MoveResult(False, None, begun, self.clock.now() - started)
         self.safety.begin_episode(begun)
-        path, path_start = MinimumJerk(begun, goal, self.safety.speed * share), None
-        off: np.ndarray | None = None
-        outcome = "not there"
+        goal = np.where(self.safety.held, begun, goal)
+        speed = self.safety.speed * (velocity or self.config.move_velocity) / self.safety.config.max_velocity
+        speed = np.minimum(speed, self.safety.speed)
+        path, path_start = MinimumJerk(begun, goal, speed), None
+        off, outcome = None, "not there"
         for tick in self._ticks():
             if stop.is_set():
                 outcome = "stopped"
                 break
-            observation, measured, error = self._read()
-            if observation is None or measured is None:
-                path_start = None
-                self._finish(tick)
-                if self._lost():
-                    outcome = "env lost"
-                    break
-                continue
-            if path_start is None:
-                # Also after the robot was away: from where it stands now.
-                path, path_start = MinimumJerk(measured, goal, self.safety.speed * share), tick.deadline
-            elapsed = tick.deadline - path_start
-            target = path.at(elapsed + self.period)
-            interval = None if self._timing.last_sent is None else self.clock.now() - self._timing.last_sent
-            verdict = self.safety.apply(target, measured=measured, dt_s=interval, direct=True)
-            sent, error = self._send(verdict)
-            self._emit(
-                TickRecord(
-                    self._episode, tick.index, "move", tick.started, tick.started - tick.deadline, observation,
-                    target, sent, refused=verdict.refused, held=verdict.held, error=error,
-                )
-            )  # fmt: skip
-            self._finish(tick)
-            off = measured - goal
-            if elapsed >= path.duration_s and self._arrived(off, verdict.action, goal):
-                outcome = "reached"
-                break
-            over = elapsed - path.duration_s - self.config.move_settle_s
-            if over > 0 and (_close(verdict.action, goal) or over > timeout_s):
+            if self._link.lost:
+                outcome = "env lost"
                 break
             if tick.started - started > timeout_s:
                 break
+            observation, measured, error = self._link.read()
+            if observation is None or measured is None:
+                self._emit(tick, "move", None, error=error)
+                continue
+            if path_start is None or self._link.came_back:
+                self._link.came_back = False
+                path, path_start = MinimumJerk(measured, goal, speed), tick.deadline
+            elapsed = tick.deadline - path_start
+            target = path.at(elapsed + self.period)
+            verdict = self.safety.apply(
+                target, measured=measured, dt_s=self._link.since_last_command_s, direct=True
+            )
+            sent, error = self._link.send(verdict)
+            self._emit(
+                tick, "move", observation, requested=target, sent=sent, refused=verdict.refused, error=error
+            )
+            self._link.timing.finished(tick, self.clock.now())
+            off = measured - goal
+            if elapsed >= path.duration_s and np.allclose(verdict.action, goal, rtol=1e-5, atol=1e-5):
+                if self._near(off):
+                    outcome = "reached"
+                    break
+                if elapsed >= path.duration_s + self.config.move_settle_s:
+                    break
         return MoveResult(outcome == "reached", off, outcome, self.clock.now() - started)
 
-    def _arrived(self, off: np.ndarray, command: np.ndarray, goal: np.ndarray) -> bool:
-        """Whether the joints are near enough; a gripper may be stopped by what it holds."""
-        if self.config.dry_run:
-            return True
+    def _near(self, off: np.ndarray) -> bool:
+        """Whether the joints have arrived; a gripper may be stopped by what it holds."""
         spec = self.env.spec
         near = np.abs(off) <= self.config.move_tolerance * np.abs(spec.unit_per_rad)
-        return bool((near | spec.gripper).all()) and _close(command, goal)
-
-    # ------------------------------------------------------------------------------------------------ a robot
-
-    def _begin(self, stop: threading.Event, read: Callable[[], Observation]) -> np.ndarray | str:
-        """The measured pose, as soon as the robot answers; else why it never came."""
-        self._timing = Timing(self.period)
-        self._counts = Counter()
-        self._interrupted, self._down_since = None, None
-        pacer = Pacer(self.clock, self.period)
-        while not stop.is_set():
-            pose, error = None, "the robot's state holds values that are not finite"
-            try:
-                pose = measured_pose(self.env.spec, read())
-            except EnvError as caught:
-                error = str(caught)
-            self._beat()
-            if pose is not None and np.isfinite(pose).all():
-                self._back()
-                return pose
-            self._away(error)
-            if self._lost():
-                return "env lost"
-            pacer.wait()
-        return "stopped"
-
-    def _read(self) -> tuple[Observation | None, np.ndarray | None, str | None]:
-        """The observation and the measured pose, or why there is none."""
-        try:
-            observation = self.env.get_observation()
-        except EnvError as caught:
-            self._away(str(caught))
-            return None, None, str(caught)
-        pose = measured_pose(self.env.spec, observation)
-        if not np.isfinite(pose).all():
-            error = "the robot's state holds values that are not finite"
-            self._away(error)
-            return None, None, error
-        if self._down_since is not None:
-            self._back()
-            self.safety.rebase(pose)
-        return observation, pose, None
-
-    def _send(self, verdict: Verdict) -> tuple[np.ndarray | None, str | None]:
-        """What was sent, or None and why not."""
-        error = None
-        if not self.config.dry_run:
-            try:
-                self.env.apply_action(verdict.action)
-            except EnvError as caught:
-                error = str(caught)
-                self._away(error)
-        if error is not None:
-            return None, error
-        self._timing.sent(self.clock.now())
-        return verdict.action, None
-
-    def _away(self, error: str) -> None:
-        """The robot cannot be reached: counted, and said once."""
-        self._counts["env errors"] += 1
-        self._timing.interrupted()
-        if self._down_since is None:
-            self._down_since = self.clock.now()
-            self._interrupt("robot away")
-            logger.warning("the robot cannot be reached: %s; nothing is sent until it comes back", error)
-
-    def _back(self) -> None:
-        if self._down_since is not None:
-            logger.info("the robot is back after %.1f s", self.clock.now() - self._down_since)
-            self._down_since = None
-
-    def _lost(self) -> bool:
-        patience = self.config.env_patience_s
-        return self._down_since is not None and 0 < patience < self.clock.now() - self._down_since
-
-    def _too_old(self, observation: Observation) -> str | None:
-        """Why an observation must not be acted on."""
-        for name, age in observation.image_age.items():
-            if not age <= self.config.max_image_age_s:
-                self._counts["old observations"] += 1
-                return f"camera {name} is frozen"
-        if not observation.state_age <= self.config.max_state_age_s:
-            self._counts["old observations"] += 1
-            return "the joint readings are old"
-        return None
-
-    def _interrupt(self, reason: str) -> None:
-        if reason != self._interrupted and reason not in ("paused", "robot away"):
-            logger.warning("%s: the robot holds its pose", reason)
-        self._interrupted = reason
+        return self.config.dry_run or bool((near | spec.gripper).all())
 
     # ---------------------------------------------------------------------------------------------- the clock
+
+    def _new_link(self) -> RobotLink:
+        return RobotLink(self.env, self.safety, self.clock, self.config, Timing(self.period))
 
     def _ticks(self) -> Iterator[Tick]:
         pacer = Pacer(self.clock, self.period)
         while True:
             tick = pacer.wait()
-            self._timing.ticked(tick)
+            self._link.timing.ticked(tick)
             self._beat()
             yield tick
-
-    def _finish(self, tick: Tick) -> None:
-        self._timing.finished(tick, self.clock.now())
 
     def _beat(self) -> None:
         if self._heartbeat is None:
             return
         try:
-            self._heartbeat(self.clock.now())
+            self._heartbeat()
         except Exception:
             logger.exception("the heartbeat failed and is not called again")
             self._heartbeat = None
 
-    def _emit(self, record: TickRecord) -> None:
+    def _emit(self, tick: Tick, phase: str, observation: Observation | None, **values: object) -> None:
+        if not self._taps:
+            return
+        late = tick.started - tick.deadline
+        record = TickRecord(self._episode, tick.index, phase, tick.started, late, observation, **values)  # type: ignore[arg-type]
         for tap in self._taps:
             tap.push(record)
 
-    def _result(
-        self,
-        outcome: str,
-        steps: int,
-        duration_s: float,
-        refused: Counter[str],
-        interventions: Counter[str],
-        before: tuple[int, int],
-    ) -> EpisodeResult:
+
+class _Tally:
+    """What an episode adds to counters that live longer than it."""
+
+    def __init__(self, loop: ControlLoop):
+        self._loop = loop
+        self._refused = Counter(loop.safety.counters)
+        self._changed = Counter(loop.safety.interventions)
+        self._waiting, self._starved = loop.source.stats.waiting, loop.source.stats.starved
+
+    def result(self, outcome: str, steps: int, duration_s: float) -> EpisodeResult:
+        loop, stats = self._loop, self._loop.source.stats
         success, error = None, None
         try:
-            success = self.env.success()
+            success = loop.env.success()
         except EnvError as caught:
             error = str(caught)
-        stats = self.source.stats
-        counters = Counter(self.safety.counters)
-        counters.subtract(refused)
-        changed = Counter(self.safety.interventions)
-        changed.subtract(interventions)
+        refused = Counter(loop.safety.counters) - self._refused
+        refused.pop("starved", None)
+        link = loop._link
         return EpisodeResult(
-            episode=self._episode,
+            episode=loop._episode,
             outcome=outcome,
             steps=steps,
             duration_s=duration_s,
             success=success,
-            waiting=stats.waiting - before[0],
-            starved=stats.starved - before[1],
-            refused={name: count for name, count in counters.items() if count and name != "starved"},
-            interventions={name: count for name, count in changed.items() if count},
-            env_errors=self._counts["env errors"],
-            old_observations=self._counts["old observations"],
-            timing=self._timing.summary(),
-            jitter_histogram=self._timing.histogram(),
+            waiting=stats.waiting - self._waiting,
+            starved=stats.starved - self._starved,
+            refused=dict(refused),
+            interventions=dict(Counter(loop.safety.interventions) - self._changed),
+            env_errors=link.counts["env errors"],
+            old_observations=link.counts["old observations"],
+            source_errors=loop._source_errors,
+            timing=link.timing.summary(),
+            jitter_histogram=link.timing.histogram(),
             source=stats.snapshot(),
             error=error,
         )
-
-
-def _close(command: np.ndarray, goal: np.ndarray) -> bool:
-    return bool(np.allclose(command, goal, rtol=1e-5, atol=1e-5))
-
-
-@contextmanager
-def _steady() -> Iterator[None]:
-    """Keep the interpreter from stealing the loop's time.
-
-    A full garbage collection walks every object: with a robot driver's libraries imported that takes longer than
-    a tick. What exists now is set aside, so that later collections only walk what is new. And a thread that
-    computes in Python gives the interpreter up only every 5 ms by default: 1 ms bounds what it costs a tick.
-    """
-    interval = sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(min(interval, 1e-3))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        gc.unfreeze()

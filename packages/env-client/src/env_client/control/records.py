@@ -36,8 +36,8 @@ class TickRecord:
     # None when the robot could not be read.
     observation: Observation | None
     # (A,) what the source asked for, None when it had nothing; and what was sent, None when nothing was.
-    requested: np.ndarray | None
-    sent: np.ndarray | None
+    requested: np.ndarray | None = None
+    sent: np.ndarray | None = None
     # Why the tick held its pose although it had or should have had an action; None when it did not.
     refused: str | None = None
     held: bool = False
@@ -70,6 +70,8 @@ class EpisodeResult:
     # Ticks that the robot could not be read or commanded in, and ticks held because an observation was too old.
     env_errors: int
     old_observations: int
+    # Exceptions of the action source itself, which are defects.
+    source_errors: int
     # See `Timing.summary` and `Timing.histogram`.
     timing: dict[str, float]
     jitter_histogram: dict[str, int]

@@ -128,7 +128,8 @@ class SafetyFilter:
         # (A,) largest speed of each command, in the robot's unit per second.
         self.speed = np.where(self._gripper, config.gripper_max_velocity, joint_speed) * scale
         self._boundary_speed = np.where(self._gripper, math.inf, config.boundary_velocity) * scale
-        self._held = self._find_held(config.hold)
+        # (A,) True where the config holds the joint.
+        self.held = self._find_held(config.hold)
         self._closes_high = config.gripper_close_at > config.gripper_open_at
         ends = (self.lower, self.upper) if self._closes_high else (self.upper, self.lower)
         self._open_value = _or(config.gripper_open_value, ends[0])
@@ -136,7 +137,9 @@ class SafetyFilter:
         self._window: deque[np.ndarray] = deque(maxlen=max(1, config.smooth))
         self._last: np.ndarray | None = None
         self._episode: int | None = None
-        self._fresh = False
+        # Until the first command after a `rebase`: the pose it is limited against, and the command before it.
+        self._measured: np.ndarray | None = None
+        self._before: np.ndarray | None = None
         self._closed: np.ndarray = np.zeros(size, bool)
         self._catching: np.ndarray = np.zeros(size, bool)
         self._said: str | None = None
@@ -155,12 +158,17 @@ class SafetyFilter:
         self._episode = episode
 
     def rebase(self, measured: np.ndarray) -> None:
-        """Forget the last command, as after a lost robot: the next one is limited against this pose."""
+        """Limit the next command against this pose, as at the start and after a lost robot.
+
+        The next command lies within one step of the measured pose. Inside of that it stays as near as it can to the
+        last command, which the servos may still be holding: gravity makes the two differ by a little, and the goal
+        need not jump by it. Raises `ValueError` when the pose is not (A,) finite numbers.
+        """
         pose = _numbers(measured, self.spec.action_dim)
         if isinstance(pose, str):
             raise ValueError(f"the measured pose is refused ({pose}): {measured!r:.120}")
+        self._before = self._last
         self._start_from(pose)
-        self._fresh = True
         self._said = None
 
     def apply(
@@ -188,7 +196,7 @@ class SafetyFilter:
         """
         if self._last is None:
             raise RuntimeError("the safety filter has no pose yet: begin_episode(measured) comes first")
-        if self._fresh and measured is not None:
+        if self._measured is not None and measured is not None:
             pose = _numbers(measured, self.spec.action_dim)
             if isinstance(pose, str):
                 return self._hold(f"measured pose {pose}")
@@ -201,7 +209,7 @@ class SafetyFilter:
         dt = self.period if dt_s is None else dt_s
         dt = min(self.period, dt) if dt > 0 else 0.0
         stages = {"requested": target.copy()}
-        target = np.where(self._held, self._last, target)
+        target = np.where(self.held, self._last, target)
         stages["parts"] = target
         if self.config.binarize_gripper and not direct:
             target = self._stage(stages, "gripper", target, self._binarize(target))
@@ -211,13 +219,16 @@ class SafetyFilter:
         target = self._stage(stages, "boundary", target, self._catch_up(target, boundary, inner_step, dt))
         target = self._stage(stages, "limits", target, np.clip(target, self.lower, self.upper))
         # A held joint that stands outside its limits stays where it is: hold means hold.
-        target = np.where(self._held, self._last, target)
+        target = np.where(self.held, self._last, target)
         reach = self.speed * dt
         limited = self._last + np.clip(target - self._last, -reach, reach)
+        base = self._last
+        if self._measured is not None:
+            limited = np.clip(limited, self._measured - reach, self._measured + reach)
+            base = self._measured
         target = self._stage(stages, "velocity", target, limited)
-        command = _round_towards(target, self._last, reach)
-        self._last = command.astype(np.float64)
-        self._fresh = False
+        command = _round_towards(target, base, reach)
+        self._last, self._measured = command.astype(np.float64), None
         self._said = None
         return Verdict(command, stages=stages)
 
@@ -242,7 +253,7 @@ class SafetyFilter:
         opens = sign * target <= sign * self.config.gripper_open_at
         self._closed = np.where(closes, True, np.where(opens, False, self._closed))
         ends = np.where(self._closed, self._closed_value, self._open_value)
-        return np.where(self._gripper & ~self._held, ends, target)
+        return np.where(self._gripper & ~self.held, ends, target)
 
     def _catch_up(
         self, target: np.ndarray, boundary: bool, inner_step: np.ndarray | None, dt: float
@@ -271,6 +282,8 @@ class SafetyFilter:
     def _hold(self, reason: str | None) -> Verdict:
         """The last command again."""
         assert self._last is not None
+        # A held command is a command too: from now on it is the one to be limited against.
+        self._measured = None
         self.counters[reason or "starved"] += 1
         if reason is not None and reason != self._said:
             self._said = reason
@@ -282,7 +295,11 @@ class SafetyFilter:
         return Verdict(self._last.astype(np.float32), refused=reason, held=True)
 
     def _start_from(self, pose: np.ndarray) -> None:
-        self._last = pose
+        step = self.speed * self.period
+        # Rounded like a command, because it is one when the first tick holds.
+        start = pose if self._before is None else np.clip(self._before, pose - step, pose + step)
+        self._last = _round_towards(start, pose, step).astype(np.float64)
+        self._measured = pose
         middle = (self.config.gripper_open_at + self.config.gripper_close_at) / 2
         self._closed = (pose > middle) if self._closes_high else (pose < middle)
         self._window.clear()
