@@ -144,9 +144,10 @@ class CameraServer:
     def start(self, *, realtime: bool) -> None:
         """Start the thread; the first pictures are out when this returns. Raises what rendering raises."""
         self._running = True
-        self._realtime = realtime
         self._thread.start()
+        # The first picture costs a quarter of a second; the clock starts after it.
         self.publish(limit=60.0)
+        self.set_realtime(realtime)
 
     def close(self) -> None:
         """End the thread and close the sockets. Safe to call twice."""
@@ -238,7 +239,7 @@ class CameraServer:
                     self.missed += late
                     deadline += late * period
             elif not realtime:
-                deadline = now + period
+                deadline = time.monotonic() + period
 
     def _round(self) -> None:
         simulated, stamp = self._clock(), time.time()

@@ -1,13 +1,15 @@
 """Six servos on one line: joint angles on one side, instruction packets on the other. No I/O.
 
-The physics calls `sense` and `drive` once per tick; the bus calls `handle` for each packet. Both sides take
+The physics calls `sense` and `command` once per tick; the bus calls `handle` for each packet. Both sides take
 the chain's lock for microseconds, so neither waits for the other: a reply never waits for a physics step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -63,38 +65,74 @@ class ServoChain:
         self.goal_packets = 0
         self._on_goal = on_goal
         self._on_torque = on_torque
+        self._elapsed = 0.0
+        self._sensed: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._command: np.ndarray = np.zeros((4, 6))
         self.sense(0.0, calibration.middle, np.zeros(6), np.zeros(6))
+        with self._changing():
+            pass
 
     def sense(self, dt: float, positions: np.ndarray, velocities: np.ndarray, loads: np.ndarray) -> None:
-        """Tell the servos where the physics has their joints: rad, rad/s, fraction of stall; each (6,)."""
+        """Where the physics has the joints `dt` seconds later: rad, rad/s, fraction of stall; each (6,)."""
+        with self.lock:
+            self._elapsed += dt
+            self._sensed = (positions, velocities, loads)
+
+    def command(self) -> np.ndarray:
+        """What the servos want of their motors, (4, 6): see `virtual_so101.motion`."""
+        return self._command
+
+    def _take_sensed(self) -> None:
+        """Hand the newest measurements to the servos; done when a packet comes, not at every tick."""
+        if self._sensed is None:
+            return
+        positions, velocities, loads = self._sensed
+        dt, self._elapsed, self._sensed = self._elapsed, 0.0, None
         encoders = (positions - self.calibration.middle) * TICKS_PER_RAD + self._encoder_middle
         speeds = velocities * TICKS_PER_RAD
         voltage = int(_SUPPLY - _SAG * float(np.abs(loads).sum()))
-        with self.lock:
-            for i, servo in enumerate(self.servos):
-                servo.encoder = float(encoders[i])
-                servo.velocity = float(speeds[i])
-                load = float(loads[i])
-                servo.load = load
-                servo.temperature += dt * (_HEATING * load * load - (servo.temperature - _AMBIENT) / _COOLING)
-                servo.put("present_voltage", voltage)
+        for i, servo in enumerate(self.servos):
+            servo.encoder = float(encoders[i])
+            servo.velocity = float(speeds[i])
+            load = float(loads[i])
+            servo.load = load
+            # What heating and cooling balance at under this load, and the way there.
+            goal = _AMBIENT + _HEATING * _COOLING * load * load
+            servo.temperature += (goal - servo.temperature) * -math.expm1(-dt / _COOLING)
+            servo.put("present_voltage", voltage)
 
-    def drive(self, dt: float) -> tuple[np.ndarray, np.ndarray]:
-        """Set points (6,) rad and motor switches (6,) bool for the next `dt` seconds."""
+    def _update_command(self) -> None:
+        """Make a new command array of the registers: readers keep the old one whole."""
+        command = np.array(
+            [
+                [servo.target for servo in self.servos],
+                [servo.driving for servo in self.servos],
+                [servo.top_speed for servo in self.servos],
+                [servo.acceleration for servo in self.servos],
+            ]
+        )
+        command[0] -= self._encoder_middle
+        command[[0, 2, 3]] /= TICKS_PER_RAD
+        command[0] += self.calibration.middle
+        self._command = command
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around everything that changes registers."""
         with self.lock:
-            targets = np.array([servo.drive(dt) for servo in self.servos])
-            torque = np.array([servo.driving for servo in self.servos])
-        return (targets - self._encoder_middle) / TICKS_PER_RAD + self.calibration.middle, torque
+            self._take_sensed()
+            yield
+            self._update_command()
 
     def hold(self) -> None:
         """Forget the goals: every servo holds where it is. For after the world was reset."""
-        with self.lock:
+        with self._changing():
             for servo in self.servos:
                 servo.hold()
 
     def enable_torque(self) -> None:
         """Switch all motors on, as if the bus had done it."""
-        with self.lock:
+        with self._changing():
             for servo in self.servos:
                 servo.put("torque_enable", 1)
                 servo.hold()
@@ -104,7 +142,7 @@ class ServoChain:
 
         Servos set to another baud rate hear nothing, and neither do dead or unwired ones.
         """
-        with self.lock:
+        with self._changing():
             hearing = [
                 s
                 for s in self.servos
@@ -194,31 +232,31 @@ class ServoChain:
 
     def power_cycle(self) -> None:
         """Switch the arm's supply off and on: torque is off, RAM is new, EEPROM as last saved."""
-        with self.lock:
+        with self._changing():
             for servo in self.servos:
                 servo.power_cycle()
 
     def set_dead(self, joint: int, dead: bool = True) -> None:
         """Cut (or restore) the power of one servo, by joint index; it comes back as after a power cycle."""
-        with self.lock:
+        with self._changing():
             if self.servos[joint].dead and not dead:
                 self.servos[joint].power_cycle()
             self.servos[joint].dead = dead
 
     def set_overload(self, joint: int, overloaded: bool = True) -> None:
         """Trip (or clear) the overload protection of one servo: its torque drops, its status bit is set."""
-        with self.lock:
+        with self._changing():
             self.servos[joint].overloaded = overloaded
 
     def wire(self, joints: set[int] | None) -> None:
         """Connect only these joints to the line (None: all), as motor set-up asks for."""
-        with self.lock:
+        with self._changing():
             for i, servo in enumerate(self.servos):
                 servo.wired = joints is None or i in joints
 
     def as_from_factory(self) -> None:
         """All six servos as they come out of the box: id 1, no calibration. For motor set-up."""
-        with self.lock:
+        with self._changing():
             for servo in self.servos:
                 servo.power_cycle()
                 servo.factory_reset(1)

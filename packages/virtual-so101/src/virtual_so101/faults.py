@@ -20,9 +20,14 @@ LeRobot's `connect` does not retry and most faults are for later.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["FAULT_KINDS", "Fault", "FaultError"]
+if TYPE_CHECKING:
+    from virtual_so101.twin import Twin
+
+__all__ = ["FAULT_KINDS", "Fault", "FaultError", "cause"]
 
 _ARMS = {"left": 0, "right": 1}
 # Kind -> whether it takes a value: "no", "optional" or what the value is.
@@ -123,3 +128,41 @@ class Fault:
     def __str__(self) -> str:
         arm = "right." if self.arm == 1 else ""
         return f"{arm}{self.kind}" + (f":{self.value}" if self.value else "")
+
+
+def cause(twin: Twin, fault: Fault) -> None:
+    """Let `fault` happen to `twin` now. Raises `ValueError` where there is no such servo or camera."""
+    bus = twin.buses[fault.arm]
+    chain = bus.chain
+    actions: dict[str, Callable[[], None]] = {
+        "lost": lambda: setattr(bus, "lost", fault.number()),
+        "late": lambda: bus.stall(fault.number() / 1000.0),
+        "dead": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id())),
+        "alive": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id()), False),
+        "overload": lambda: chain.set_overload(chain.joint_of_id(fault.servo_id())),
+        "recovered": lambda: chain.set_overload(chain.joint_of_id(fault.servo_id()), False),
+        "unplug": bus.unplug,
+        "replug": bus.replug,
+        "power_cycle": chain.power_cycle,
+        "wire": lambda: chain.wire({n - 1 for n in fault.servo_ids()} or None),
+        "factory": chain.as_from_factory,
+        "clear": lambda: _clear(twin),
+    }
+    if fault.kind in ("freeze", "blind"):
+        if twin.cameras is None:
+            raise FaultError(f"fault {fault}: this robot runs without cameras")
+        (twin.cameras.freeze if fault.kind == "freeze" else twin.cameras.blind)(fault.value)
+    else:
+        actions[fault.kind]()
+
+
+def _clear(twin: Twin) -> None:
+    for bus in twin.buses:
+        bus.lost = 0.0
+        bus.replug()
+        bus.chain.wire(None)
+        for joint in range(6):
+            bus.chain.set_dead(joint, False)
+            bus.chain.set_overload(joint, False)
+    if twin.cameras is not None:
+        twin.cameras.clear()

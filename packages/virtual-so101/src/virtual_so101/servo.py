@@ -147,8 +147,8 @@ class Servo:
         # Wired to the bus: motor set-up has one servo connected at a time.
         self.wired = True
         self.overloaded = False
-        self._setpoint = 0.0
-        self._speed = 0.0
+        # Where it stands in the operating modes that this model does not move in.
+        self._held = 0.0
         self.pending_write: tuple[int, bytes] | None = None
         self.factory_reset(servo_id)
         for name, value in eeprom.items():
@@ -225,6 +225,8 @@ class Servo:
             self._eeprom = bytes(saved)
         if REGISTERS["torque_enable"].address in touched:
             self._torque_written(was_on)
+        if REGISTERS["operating_mode"].address in touched:
+            self._held = self.encoder
         if REGISTERS["goal_position"].address in touched:
             self.put("goal_position_2", self.get("goal_position"))
 
@@ -245,13 +247,13 @@ class Servo:
         """Make the present position the goal, at rest."""
         self.put("goal_position", self.position)
         self.put("goal_position_2", self.position)
-        self._setpoint, self._speed = self.encoder, 0.0
+        self._held = self.encoder
 
     @property
     def target(self) -> float:
         """Where the goal register sends the motor: unwrapped encoder ticks, within the position limits."""
         if self.get("operating_mode") != 0:
-            return self._setpoint
+            return self._held
         low, high = self.get("min_limit"), self.get("max_limit")
         goal = self.get("goal_position")
         if low < high:
@@ -260,29 +262,17 @@ class Servo:
         turn = math.floor((round(self.encoder) - self.get("homing_offset")) / TICKS_PER_TURN)
         return float(goal + self.get("homing_offset") + turn * TICKS_PER_TURN)
 
-    def drive(self, dt: float) -> float:
-        """Advance the motion profile by `dt` seconds; the motor's set point, unwrapped encoder ticks."""
-        if not self.driving:
-            self._setpoint, self._speed = self.encoder, 0.0
-            return self._setpoint
-        target = self.target
-        top = abs(self.get("goal_velocity")) or _FREE_SPEED
-        acceleration = self.get("acceleration")
-        if top >= _FREE_SPEED and not 0 < acceleration < 254:
-            self._setpoint, self._speed = target, 0.0
-            return target
-        top = min(top, _FREE_SPEED)
-        rest = target - self._setpoint
-        # The fastest speed from which it can still stop in the distance that is left.
-        if 0 < acceleration < 254:
-            rate = acceleration * _ACCELERATION_UNIT
-            wanted = math.copysign(min(top, math.sqrt(2.0 * rate * abs(rest))), rest)
-            self._speed += min(max(wanted - self._speed, -rate * dt), rate * dt)
-        else:
-            self._speed = math.copysign(top, rest)
-        move = self._speed * dt
-        self._setpoint = target if abs(move) >= abs(rest) and move * rest >= 0 else self._setpoint + move
-        return self._setpoint
+    @property
+    def top_speed(self) -> float:
+        """Speed limit in ticks/s that the bus set; 0 where it limits nothing that the motor could do."""
+        limit = abs(self.get("goal_velocity"))
+        return float(limit) if 0 < limit < _FREE_SPEED else 0.0
+
+    @property
+    def acceleration(self) -> float:
+        """Acceleration in ticks/s² that the bus set; 0 where it leaves it to the motor."""
+        units = self.get("acceleration")
+        return float(units * _ACCELERATION_UNIT) if 0 < units < 254 else 0.0
 
     def _refresh(self) -> None:
         speed = round(self.velocity)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,8 @@ from virtual_so101.bus import Pace, ServoBus
 from virtual_so101.calibration import ArmCalibration
 from virtual_so101.cameras import CameraServer
 from virtual_so101.chain import ServoChain
-from virtual_so101.faults import Fault, FaultError
+from virtual_so101.faults import Fault, FaultError, cause
+from virtual_so101.motion import Motion
 from virtual_so101.servo_log import ServoLog
 
 __all__ = ["Twin", "WorldLike"]
@@ -110,6 +111,7 @@ class Twin:
                 clock=self._clock,
                 finish=world.close,
             )
+        self._motions = [Motion() for _ in range(world.n_arms)]
         self._hands: list[np.ndarray | None] = [None] * world.n_arms
         self._commanded: list[tuple[bytes, bytes]] = [(b"", b"")] * world.n_arms
         self._tick = max(1, round(_TICK / world.timestep)) * world.timestep
@@ -269,7 +271,7 @@ class Twin:
         if fault.arm >= len(self.buses):
             raise FaultError(f"fault {fault} is for the right arm; this robot has one arm")
         try:
-            self._apply(fault)
+            cause(self, fault)
         except ValueError as error:
             raise FaultError(str(error)) from None
         self.log.add("fault", fault=str(fault))
@@ -279,41 +281,6 @@ class Twin:
             self.apply(fault)
         except Exception as error:
             self.error = error
-
-    def _apply(self, fault: Fault) -> None:
-        bus = self.buses[fault.arm]
-        chain = bus.chain
-        actions: dict[str, Callable[[], None]] = {
-            "lost": lambda: setattr(bus, "lost", fault.number()),
-            "late": lambda: bus.stall(fault.number() / 1000.0),
-            "dead": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id())),
-            "alive": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id()), False),
-            "overload": lambda: chain.set_overload(chain.joint_of_id(fault.servo_id())),
-            "recovered": lambda: chain.set_overload(chain.joint_of_id(fault.servo_id()), False),
-            "unplug": bus.unplug,
-            "replug": bus.replug,
-            "power_cycle": chain.power_cycle,
-            "wire": lambda: chain.wire({n - 1 for n in fault.servo_ids()} or None),
-            "factory": chain.as_from_factory,
-            "clear": self._clear_faults,
-        }
-        if fault.kind in ("freeze", "blind"):
-            if self.cameras is None:
-                raise FaultError(f"fault {fault}: this robot runs without cameras")
-            (self.cameras.freeze if fault.kind == "freeze" else self.cameras.blind)(fault.value)
-        else:
-            actions[fault.kind]()
-
-    def _clear_faults(self) -> None:
-        for bus in self.buses:
-            bus.lost = 0.0
-            bus.replug()
-            bus.chain.wire(None)
-            for joint in range(6):
-                bus.chain.set_dead(joint, False)
-                bus.chain.set_overload(joint, False)
-        if self.cameras is not None:
-            self.cameras.clear()
 
     def status(self) -> dict[str, Any]:
         """Counters as plain values."""
@@ -360,7 +327,7 @@ class Twin:
             count = min(per_tick, timesteps)
             dt = count * self.world.timestep
             for arm, chain in enumerate(self.chains):
-                goals, torque = chain.drive(dt)
+                goals, torque = self._motions[arm].advance(dt, chain.command(), self.world.positions(arm))
                 hand = self._hands[arm]
                 if hand is not None:
                     goals, torque = hand, np.ones(6, dtype=bool)
