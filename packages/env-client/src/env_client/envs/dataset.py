@@ -115,6 +115,11 @@ class DatasetEnv:
             image_age=dict.fromkeys(self.spec.cameras, 0.0),
         )
 
+    @property
+    def recorded_actions(self) -> np.ndarray:
+        """(length, action_dim) float32: what was commanded in the whole episode."""
+        return self._recorded().actions
+
     def recorded_action(self) -> np.ndarray:
         """(action_dim,) float32: what was commanded at this tick of the recording."""
         rows = self._recorded()

@@ -1,0 +1,1 @@
+"""What remains of a run: plots, tables, summaries. Nothing here runs inside a control loop."""

@@ -1,0 +1,212 @@
+"""Replaying a recorded episode against a policy, tick by tick.
+
+The replay is in lock step: when a chunk is used up, the next one is asked for with the observation of that very
+tick, and the recording waits for the answer. So each tick has a prediction that was made for it: action
+`tick - captured` of the chunk whose observation was captured at tick `captured`.
+
+Error policy: a lost connection is opened again and the same question is asked again; what cannot be cured ends
+the replay with `ReplayStopped`, and what was recorded up to there stays in the `EpisodeRecord`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from env_client.control.network import encode_observation
+from env_client.envs.dataset import DatasetEnv
+from env_client.envs.env import Observation
+from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
+from env_client.wire import ErrorCode, WireError
+
+__all__ = ["ChunkAsker", "EpisodeRecord", "Pace", "ReplayStopped", "replay_episode"]
+
+# Answers that get better by waiting.
+PASSING = (ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.SUPERSEDED)
+# The same question is asked so often before the replay ends.
+ATTEMPTS = 6
+# The first pause between two attempts, in seconds; it doubles.
+PAUSE_S = 0.2
+
+
+class ReplayStopped(RuntimeError):
+    """The replay cannot go on; the message is one sentence."""
+
+
+@dataclass
+class EpisodeRecord:
+    """What an episode gave, of T ticks and A values in an action; filled while it runs."""
+
+    episode: int
+    # (T, A) float32
+    recorded: np.ndarray
+    # (T, A) float32; NaN where the replay did not come.
+    predicted: np.ndarray
+    # (T,) True where a chunk begins.
+    boundaries: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, env: DatasetEnv) -> "EpisodeRecord":
+        return cls(env.episode, env.recorded_actions, np.full_like(env.recorded_actions, np.nan))
+
+    @property
+    def ticks(self) -> int:
+        """Ticks that have a prediction."""
+        return int(np.isfinite(self.predicted[:, :1]).sum())
+
+    @property
+    def complete(self) -> bool:
+        return self.ticks == len(self.recorded)
+
+    @property
+    def errors(self) -> np.ndarray:
+        """(ticks, A) absolute differences between what was predicted and what was recorded."""
+        return np.abs(self.predicted - self.recorded)[np.isfinite(self.predicted[:, 0])]
+
+
+class Pace:
+    """Ticks at a rate; None runs as fast as it can. The clock waits while the recording waits."""
+
+    def __init__(self, fps: float | None):
+        self._period = None if fps is None else 1.0 / fps
+        self._deadline = time.monotonic()
+
+    def wait(self) -> None:
+        if self._period is None:
+            return
+        now = time.monotonic()
+        # Behind time, because a chunk was waited for: begin anew instead of rushing through the next ticks.
+        self._deadline = max(self._deadline + self._period, now)
+        time.sleep(self._deadline - now)
+
+
+class ChunkAsker:
+    """The policy as the replay sees it: it asks until there is an answer, and counts."""
+
+    def __init__(
+        self,
+        client: WebsocketClientPolicy,
+        *,
+        action_dim: int,
+        prompt: str | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.client = client
+        self.prompt = prompt
+        # Seconds of each answered question, the first one first.
+        self.round_trips: list[float] = []
+        # Milliseconds that the server says its policy took.
+        self.infer_ms: list[float] = []
+        self.reconnects = 0
+        self._spec = client.spec
+        self._action_dim = action_dim
+        self._say = say
+
+    @property
+    def history_ticks(self) -> int:
+        """Ticks before the present one that the policy looks at."""
+        return max(0, self._spec.n_obs_steps - 1) if self._spec is not None else 0
+
+    def encode(self, observation: Observation) -> dict[str, Any]:
+        """The observation as it travels: the cameras and parts that the policy names, in its sizes."""
+        return observation.to_wire() if self._spec is None else encode_observation(observation, self._spec)
+
+    def begin_episode(self) -> None:
+        """Tell the server. Raises `ReplayStopped`."""
+        self._until_answered(self.client.reset)
+
+    def ask(self, observation: Observation, history: Sequence[Observation], episode: int) -> np.ndarray:
+        """(horizon, action_dim) float32 for this tick and those after it. Raises `ReplayStopped`."""
+
+        def infer() -> dict[str, Any]:
+            started = time.perf_counter()
+            reply = self.client.infer(
+                self.encode(observation),
+                history=[self.encode(earlier) for earlier in history] or None,
+                prompt=self.prompt,
+                episode=episode,
+                capture_time=observation.capture_time,
+            )
+            self.round_trips.append(time.perf_counter() - started)
+            return reply
+
+        reply = self._until_answered(infer)
+        timing = reply.get("server_timing")
+        if isinstance(timing, dict) and isinstance(timing.get("infer_ms"), int | float):
+            self.infer_ms.append(float(timing["infer_ms"]))
+        return self._checked(reply.get("actions"))
+
+    def _until_answered(self, question: Callable[[], Any]) -> Any:
+        for attempt in range(ATTEMPTS):
+            pause_s = PAUSE_S * 2**attempt
+            try:
+                return question()
+            except ConnectionLost as error:
+                self._say(f"{_sentence(error)} Connecting again; the recording waits.")
+                self._connect_again()
+                reason = str(error)
+            except WireError as error:
+                if error.code not in PASSING:
+                    raise ReplayStopped(f"the server refused ({error.code}): {error.message}") from error
+                reason = f"{error.code}: {error.message}"
+                if error.retry_after_ms is not None:
+                    pause_s = error.retry_after_ms / 1e3
+            time.sleep(pause_s)
+        raise ReplayStopped(f"the server gave no answer in {ATTEMPTS} attempts ({reason})")
+
+    def _connect_again(self) -> None:
+        try:
+            self.client.connect()
+        except (ConnectionLost, WireError) as error:
+            raise ReplayStopped(str(error)) from error
+        if self.client.spec != self._spec:
+            raise ReplayStopped("the server came back with another policy: run the replay again")
+        self.reconnects += 1
+        self._say("Connected again; the replay goes on.")
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        try:
+            chunk = np.asarray(actions, np.float32)
+        except (TypeError, ValueError):
+            chunk = np.zeros(0, np.float32)
+        if chunk.ndim != 2 or not len(chunk) or chunk.shape[1] != self._action_dim:
+            raise ReplayStopped(
+                f"the server's chunk has the shape {list(chunk.shape)}; (horizon, {self._action_dim}) was expected"
+            )
+        if not np.isfinite(chunk).all():
+            raise ReplayStopped("the server's chunk holds values that are not finite")
+        return chunk
+
+
+def replay_episode(
+    env: DatasetEnv,
+    asker: ChunkAsker,
+    record: EpisodeRecord,
+    first: Observation,
+    pace: Pace,
+    on_tick: Callable[[], object] = lambda: None,
+) -> None:
+    """Fill `record` from the episode that `env.reset()` has just begun with the observation `first`."""
+    asker.begin_episode()
+    observation, past = first, deque[Observation](maxlen=asker.history_ticks)
+    chunk, captured = np.zeros((0, env.spec.action_dim), np.float32), 0
+    while not env.done:
+        tick = env.tick
+        if tick - captured >= len(chunk):
+            chunk, captured = asker.ask(observation, tuple(past), env.episode), tick
+            record.boundaries.append(tick)
+        action = chunk[tick - captured]
+        record.predicted[tick] = action
+        pace.wait()
+        env.apply_action(action)
+        past.append(observation)
+        observation = env.get_observation()
+        on_tick()
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:] + "."
