@@ -30,6 +30,8 @@ __all__ = ["joint_names", "main", "record", "record_episode"]
 _FPS = 30
 # Evaluations take their seeds from 1000 on: training data stay far away from them.
 _FIRST_SEED = 100_000
+# Correlation time of the disturbance, seconds.
+_NOISE_TIME = 0.4
 # More failures than this in a row are no bad luck.
 _MAX_FAILURES = 25
 
@@ -41,18 +43,21 @@ def joint_names(arms: int) -> list[str]:
 
 
 def record_episode(
-    world: World, *, size: tuple[int, int] | None = None, resize: str = "stretch"
+    world: World, *, size: tuple[int, int] | None = None, resize: str = "stretch", noise: float = 0.0
 ) -> list[Frame] | None:
     """Let the expert solve the world's current episode: its frames, or None when it fails.
 
     Args:
         size: (height, width) of the pictures; None keeps 480x640.
         resize: how they get there, "stretch", "pad" or "crop": the client's own rule.
+        noise: standard deviation (rad) of a slow disturbance of the arms' goals that is not in the recorded action:
+            the pictures then show the arm beside the path and the actions lead back to it (Laskey et al., 2017).
     """
     calibrations = [
         ArmCalibration.of_limits(world.joint_lower, world.joint_upper, arm) for arm in range(world.n_arms)
     ]
     frames = []
+    disturbance = _disturbance(world, noise)
     try:
         for goals in expert(world):
             images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
@@ -62,22 +67,28 @@ def record_episode(
             action = action.astype(np.float32)
             frames.append(Frame(images, state.astype(np.float32), action))
             for arm, calibration in pairs:
-                world.set_goal(arm, calibration.from_normalized(action[6 * arm : 6 * arm + 6]))
+                sent = calibration.from_normalized(action[6 * arm : 6 * arm + 6])
+                world.set_goal(arm, sent + next(disturbance))
             world.step(TICK)
     except UnreachableError:
         return None
     return frames if world.success() else None
 
 
-def record(
-    recorder: Recorder, world: World, episodes: int, size: tuple[int, int], resize: str
-) -> Iterator[bool]:
+def record(recorder: Recorder, world: World, episodes: int) -> Iterator[bool]:
     """Record until the dataset holds so many episodes; yields after each try whether it was kept."""
+    settings = recorder.provenance.settings
+    size = tuple(settings["image_size"])
     failures = 0
     while recorder.episodes < episodes:
         seed = recorder.provenance.next_seed
         world.reset(seed)
-        frames = record_episode(world, size=None if size == (HEIGHT, WIDTH) else size, resize=resize)
+        frames = record_episode(
+            world,
+            size=None if size == (HEIGHT, WIDTH) else size,
+            resize=settings["resize"],
+            noise=settings["noise"],
+        )
         if frames is None:
             recorder.drop(seed)
             failures += 1
@@ -113,6 +124,7 @@ def _run(args: argparse.Namespace) -> int:
         "fps": _FPS,
         "image_size": list(size),
         "resize": "none" if size == (HEIGHT, WIDTH) else args.resize,
+        "noise": args.noise,
         "randomize": not args.no_randomize,
         "first_seed": args.seed,
         "crf": args.crf,
@@ -134,7 +146,7 @@ def _run(args: argparse.Namespace) -> int:
         from tqdm import tqdm
 
         with tqdm(total=args.episodes, initial=recorder.episodes, unit="episode", desc=args.task) as bar:
-            for kept in record(recorder, world, args.episodes, size, args.resize):
+            for kept in record(recorder, world, args.episodes):
                 bar.update(int(kept))
                 bar.set_postfix(
                     seed=recorder.provenance.next_seed - 1, dropped=len(recorder.provenance.dropped)
@@ -149,6 +161,18 @@ def _run(args: argparse.Namespace) -> int:
     dropped = recorder.provenance.dropped
     print(f"{args.root}: {recorder.episodes} episodes, {len(dropped)} seeds dropped {dropped or ''}".rstrip())
     return 0
+
+
+def _disturbance(world: World, deviation: float) -> Iterator[np.ndarray]:
+    """(6,) rad for one arm after the other: filtered noise of the given deviation, nothing on the jaw."""
+    rng = np.random.default_rng([world.seed, 1])
+    keep = np.exp(-TICK / _NOISE_TIME)
+    values = np.zeros((world.n_arms, 6))
+    while True:
+        for arm in range(world.n_arms):
+            values[arm] = keep * values[arm] + np.sqrt(1.0 - keep**2) * deviation * rng.standard_normal(6)
+            values[arm, 5] = 0.0
+            yield values[arm]
 
 
 def _picture(world: World, camera: str, size: tuple[int, int] | None, resize: str) -> np.ndarray:
@@ -187,6 +211,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how pictures get to another size",
     )
     parser.add_argument("--no-randomize", action="store_true", help="keep light, tints and cameras the same")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="RAD",
+        help="slow disturbance of the goals, not recorded; try 0.01",
+    )
     parser.add_argument("--crf", type=int, default=23, help="H.264 quality, 0 (best) to 51")
     parser.add_argument(
         "--gop", type=int, default=2, help="frames from one key frame to the next; 2 reads fastest"

@@ -83,8 +83,8 @@ class Layout:
     cubes: tuple[Cube, ...]
     mats: tuple[Mat, ...] = ()
     # Front camera: where it stands and what it looks at, metres.
-    front_eye: tuple[float, float, float] = (0.50, 0.0, 0.36)
-    front_target: tuple[float, float, float] = (0.17, 0.0, 0.05)
+    front_eye: tuple[float, float, float] = (0.53, 0.0, 0.38)
+    front_target: tuple[float, float, float] = (0.14, 0.0, 0.07)
     # Vertical angle of view, degrees: 570 pixels of focal length at 480 rows.
     front_fovy: float = math.degrees(2.0 * math.atan(240.0 / 570.0))
 

@@ -31,6 +31,9 @@ REST_SPEED = 0.02
 # Room that the jaws need between the centres of two cubes, metres.
 _CLEARANCE = 0.065
 
+# How far a cube in the work area is turned against the arm's heading, rad.
+_TURN = 0.6
+
 _RED, _GREEN, _BLUE = (0.80, 0.07, 0.06), (0.10, 0.55, 0.15), (0.08, 0.22, 0.75)
 _ONE_ARM = ((0.0, 0.0, 0.0),)
 _TWO_ARMS = ((0.0, 0.13, 0.0), (0.0, -0.13, 0.0))
@@ -214,7 +217,9 @@ def _in_work_area(rng: np.random.Generator, y_center: float, shrink: float = 0.0
     while True:
         x = float(rng.uniform(0.15 + shrink, 0.30 - shrink))
         y = float(rng.uniform(y_center - 0.08 + shrink, y_center + 0.08 - shrink))
-        spot = (x, y, _yaw(rng))
+        # Turned against the arm's heading by less than an eighth turn: which way to grasp is never a toss-up.
+        heading = float(np.arctan2(y - y_center, x - _PAN_AXIS))
+        spot = (x, y, heading + float(rng.uniform(-_TURN, _TURN)))
         if _reachable(spot, (0.0, y_center, 0.0)):
             return spot
 
