@@ -36,6 +36,7 @@ def test_normalized_round_trip(make_twin: Make, make_env: Make) -> None:
     """What is commanded in the normalised unit is where the arm goes and what is measured there."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     target = np.array([30, -20, 10, 5, -40, 70], np.float32)
     go(env, target)
     observation = env.get_observation()
@@ -50,6 +51,7 @@ def test_spec_comes_from_the_calibration(make_twin: Make, make_env: Make) -> Non
     make_twin()
     env = make_env()
     env.connect()
+    env.engage()
     spec = env.spec
     joints = calibration().joints
     assert spec.unit == "normalized"
@@ -66,6 +68,7 @@ def test_degrees(make_twin: Make, make_env: Make) -> None:
     """In degrees the arm's unit, limits and scale are LeRobot's degrees."""
     twin, env = make_twin(), make_env(use_degrees=True)
     env.connect()
+    env.engage()
     assert env.spec.unit == "degrees"
     joint = calibration().joints[0]
     assert env.spec.upper[0] == pytest.approx((joint.range_max - joint.range_min) / 2 * 360 / 4095)
@@ -82,6 +85,7 @@ def test_two_arms_left_first(make_twin: Make, make_env: Make) -> None:
     """Twelve values, the left arm's first; each arm on its own bus."""
     twin, env = make_twin(2), make_env(2)
     env.connect()
+    env.engage()
     assert env.spec.action_dim == 12
     assert env.spec.action_names[0] == "left_shoulder_pan.pos"
     assert env.spec.action_names[6] == "right_shoulder_pan.pos"
@@ -128,6 +132,7 @@ def test_dry_run_leaves_the_motors_alone(make_twin: Make, make_env: Make) -> Non
     twin = make_twin()
     env = make_env(dry_run=True)
     env.connect()
+    env.engage()
     env.get_observation()
     env.apply_action(np.zeros(6, np.float32))
     env.hold()
@@ -141,6 +146,7 @@ def test_a_wrong_command_raises(make_twin: Make, make_env: Make) -> None:
     twin = make_twin()
     env = make_env()
     env.connect()
+    env.engage()
     before = len(goals_of(twin.log.events()))
     for wrong in (np.full(6, np.nan), np.zeros(12), np.array([0, 0, np.inf, 0, 0, 0])):
         with pytest.raises(EnvError, match="6 finite numbers were expected"):
@@ -152,12 +158,15 @@ def test_stalled_bus_leaves_no_stale_observation(make_twin: Make, make_env: Make
     """After a stall of 80 ms every observation is of now: none is one cycle old."""
     twin, env = make_twin(), make_env()
     env.connect()
-    twin.buses[0].stall(0.080)
+    env.engage()
     worst = 0.0
     for tick in range(40):
         pan = -60.0 + 3 * tick
         env.apply_action(np.array([pan, 0, 0, 0, 0, 50], np.float32))
         time.sleep(0.033)
+        if tick == 10:
+            # Longer than the driver's patience of 50 ms: it asks again, and both answers come.
+            twin.buses[0].stall(0.080)
         before = arm_at(twin)[0]
         try:
             measured = env.get_observation().states["arm"][0]
@@ -174,6 +183,7 @@ def test_long_stall_recovers(make_twin: Make, make_env: Make) -> None:
     """A stall longer than all retries is an error or a wait, and afterwards readings are of now."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     twin.buses[0].stall(0.25)
     errors = 0
     for _ in range(10):
@@ -191,6 +201,7 @@ def test_unplug_and_replug(make_twin: Make, make_env: Make) -> None:
     """A pulled plug is an error at once, costs no time afterwards, and ends when the plug is back."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     target = np.array([25, 0, 0, 0, 0, 50], np.float32)
     go(env, target)
     twin.buses[0].unplug()
@@ -224,6 +235,7 @@ def test_dead_servo_is_named_and_does_not_stall(make_twin: Make, make_env: Make)
     """A servo without power: three slow reads at most, then quick errors that name it; alive, it goes on."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     twin.chains[0].set_dead(2)
     slow = 0
     end = time.monotonic() + 2.0
@@ -262,6 +274,7 @@ def test_hold_does_not_creep(make_twin: Make, make_env: Make) -> None:
     """Holding again and again keeps the pose of the first call."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     go(env, np.array([10, 0, 0, 0, 0, 50], np.float32))
     for _ in range(5):
         env.hold()
@@ -274,9 +287,21 @@ def test_close_keeps_torque_and_relax_drops_it(make_twin: Make, make_env: Make) 
     """Closing the port must not drop the arm; `relax` does."""
     twin, env = make_twin(), make_env()
     env.connect()
+    env.engage()
     env.close()
     assert all(servo.get("torque_enable") for servo in twin.chains[0].servos)
     other = make_env()
     other.connect()
+    other.engage()
     other.relax()
     assert not any(servo.get("torque_enable") for servo in twin.chains[0].servos)
+
+
+def test_connecting_switches_nothing_on(make_twin: Make, make_env: Make) -> None:
+    """After `connect` everything can be read, and no motor was touched; commands are refused."""
+    twin, env = make_twin(), make_env()
+    env.connect()
+    env.get_observation()
+    with pytest.raises(EnvError, match="call engage"):
+        env.apply_action(np.zeros(6, np.float32))
+    assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]

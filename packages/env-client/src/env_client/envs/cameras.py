@@ -7,11 +7,11 @@ fields are those of LeRobot's config class.
 
 Life cycle: `connect` opens every camera and waits for its first picture; then one thread for each camera waits
 for new frames and, when its camera fails, opens it again, at most once a second. `frames` never waits: it
-hands out the newest picture of each camera with its age, or raises `EnvError` when one is too old or frozen.
+hands out the newest picture of each camera with its age; the control loop refuses old ones and holds.
 
 A frozen camera delivers on time, but always the same picture. A picture that does not differ in one bit for
-`frozen_after_s` while the arm moved (`moved`) is taken for frozen; while the arm stands still a picture may
-stay the same, as that of a rendered or very clean camera does.
+`frozen_after_s` while the arm moved (`moved`) is as old as its last change; while the arm stands still a
+picture may stay the same, as that of a rendered or very clean camera does.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _TYPES = {"realsense": "intelrealsense"}
 _WAIT = 0.25
 # Between two attempts to open a camera that failed, seconds.
 _REOPEN = 1.0
+# How long a camera may take to its first picture, seconds.
+_FIRST = 15.0
 # Silent for so long, a camera is closed and opened again, seconds.
 _SILENT = 2.0
 # How far the joints must have moved (rad, all joints together) before an unchanged picture is suspicious.
@@ -69,21 +71,17 @@ class Frames:
 
     # {name: (H, W, 3) uint8 RGB}; read-only for whoever gets it.
     images: dict[str, np.ndarray]
-    # Seconds since each picture arrived.
+    # Seconds since each picture arrived; of a frozen camera, since it last changed.
     ages: dict[str, float]
+    # Cameras whose picture is frozen.
+    frozen: tuple[str, ...] = ()
 
 
 class CameraRig:
-    """All cameras of one robot.
+    """All cameras of one robot. frozen_after_s: see the module's text; 0 switches that check off."""
 
-    max_age_s: an older picture is refused. frozen_after_s: see the module's text; 0 switches that check off.
-    """
-
-    def __init__(
-        self, cameras: dict[str, dict[str, Any]], *, max_age_s: float = 0.5, frozen_after_s: float = 1.0
-    ) -> None:
+    def __init__(self, cameras: dict[str, dict[str, Any]], *, frozen_after_s: float = 1.0) -> None:
         self.names = tuple(cameras)
-        self._max_age = max_age_s
         self._frozen_after = frozen_after_s
         self._cameras = {name: _Camera(name, fields) for name, fields in cameras.items()}
 
@@ -100,25 +98,23 @@ class CameraRig:
             camera.moved += distance
 
     def frames(self) -> Frames:
-        """The newest pictures, at once. Raises `EnvError` with the camera's name and what is wrong with it."""
+        """The newest pictures, at once. Raises `EnvError` only for a camera that never delivered one."""
         now = time.monotonic()
-        images, ages = {}, {}
+        images, ages, frozen = {}, {}, []
         for name, camera in self._cameras.items():
             frame, arrived, changed = camera.latest()
             if frame is None:
                 raise EnvError(f"camera {name} delivers no picture: {camera.problem or 'nothing came yet'}")
-            ages[name] = now - arrived
-            if ages[name] > self._max_age:
-                why = f" ({camera.problem})" if camera.problem else ""
-                raise EnvError(
-                    f"camera {name}'s last picture is {ages[name]:.2f} s old, older than {self._max_age:g} s{why}"
-                )
-            if 0 < self._frozen_after < now - changed and camera.moved > _MOVED:
-                raise EnvError(
-                    f"camera {name} is frozen: the arm moved, its picture has not changed for {now - changed:.1f} s"
-                )
             images[name] = frame
-        return Frames(images, ages)
+            ages[name] = now - arrived
+            if 0 < self._frozen_after < now - changed and camera.moved > _MOVED:
+                ages[name] = now - changed
+                frozen.append(name)
+        return Frames(images, ages, tuple(frozen))
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with each camera that has a problem now."""
+        return {name: camera.problem for name, camera in self._cameras.items() if camera.problem}
 
     def rates(self) -> dict[str, float]:
         """Pictures per second of each camera since it was opened."""
@@ -151,6 +147,8 @@ class _Camera:
         self._count = 0
         self._since = 0.0
         self._opened = threading.Event()
+        # How often opening or reading it has failed.
+        self._failed = 0
         self._thread = threading.Thread(target=self._run, name=f"camera-{name}", daemon=True)
 
     @property
@@ -162,11 +160,13 @@ class _Camera:
         self._thread.start()
 
     def wait_for_first(self) -> None:
-        self._opened.wait(15.0)
+        end = time.monotonic() + _FIRST
+        while not self._opened.wait(0.05) and time.monotonic() < end and self._failed < 2:
+            pass
         if self._frame is None:
             raise EnvError(
                 f"camera {self.name} ({self.fields['type']}) delivers no picture: "
-                f"{self.problem or 'nothing came within 15 s'}; look at its entry in the camera file"
+                f"{self.problem or f'nothing came within {_FIRST:g} s'}; look at its entry in the camera file"
             )
 
     def latest(self) -> tuple[np.ndarray | None, float, float]:
@@ -213,6 +213,7 @@ class _Camera:
                 self._read(device)
             except Exception as error:  # drivers raise anything; the loop holds meanwhile and we try again
                 self.problem = " ".join(str(error).split()) or type(error).__name__
+                self._failed += 1
                 logger.warning("camera %s: %s", self.name, self.problem)
             finally:
                 _close(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from env_client.envs.config import EnvConfig
 from env_client.envs.so101_arm import ArmConfig
@@ -26,16 +27,10 @@ class LiveEnvConfig(EnvConfig):
     camera_config_path: str | None = None
     # YAML file with the ready pose and the rest pose; default: configs/robots/ROBOT.yaml.
     robot_config_path: str | None = None
-    # Older pictures are refused, in seconds.
-    max_frame_age_s: float = 0.5
     # A picture that stays the same for so long (seconds) while the arm moves is refused; 0 switches this off.
     frozen_camera_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_frame_age_s <= 0:
-            raise ValueError(
-                f"max_frame_age_s is {self.max_frame_age_s:g}; more than 0 seconds were expected"
-            )
         if self.frozen_camera_s < 0:
             raise ValueError(f"frozen_camera_s is {self.frozen_camera_s:g}; 0 or more seconds were expected")
 
@@ -107,4 +102,4 @@ class LeRobotConfig(LiveEnvConfig):
     """Any robot that LeRobot knows. Its limits and scales stand in --env.robot-config-path."""
 
     # LeRobot's robot type and the fields of its config, such as --env.robot.type koch_follower --env.robot.port PORT.
-    robot: dict[str, str] = field(default_factory=dict)
+    robot: dict[str, Any] = field(default_factory=dict)

@@ -62,14 +62,14 @@ def make_so101(config: SO101Config | BiSO101Config, *, task: str = "", dry_run: 
     ]
     cameras = CameraRig(
         read_camera_file(Path(config.camera_config_path)) if config.camera_config_path else {},
-        max_age_s=config.max_frame_age_s,
         frozen_after_s=config.frozen_camera_s,
     )
     return SO101Env(arms, cameras, [name for name, _, _ in parts], use_degrees=config.use_degrees, task=task)
 
 
 class SO101Env:
-    """One arm or two. Life cycle: `connect`, then the `Env` protocol, then `close` (torque stays on).
+    """One arm or two. Life cycle: `connect` (everything can be read, nothing is switched on), `engage` (or `reset`,
+    which does it as well), then the `Env` protocol, then `close` (torque stays on).
 
     Where one of two arms fails, the observation is refused and both hold: the other one by a command, the
     failed one because its servos keep their last goal.
@@ -88,7 +88,7 @@ class SO101Env:
         self.cameras = cameras
         self.parts = tuple(parts)
         self.task = task
-        self._degrees = use_degrees
+        self.use_degrees = use_degrees
         self._spec: EnvSpec | None = None
         self._calibration: list[dict[str, Joint]] = []
         self._measured: np.ndarray | None = None
@@ -97,10 +97,7 @@ class SO101Env:
     # ----------------------------------------------------------------------------------- life cycle
 
     def connect(self) -> None:
-        """Open cameras and arms. Nothing moves; without `dry_run` the arms are stiff afterwards.
-
-        Cameras come first: an arm is not made stiff for a run that cannot start. Raises `EnvError`.
-        """
+        """Open cameras and arms and read the calibration. The motors stay as they are. Raises `EnvError`."""
         try:
             self.cameras.connect()
             for arm in self.arms:
@@ -110,6 +107,10 @@ class SO101Env:
             self.close()
             raise
         self._spec = self._make_spec()
+
+    def engage(self) -> None:
+        """Switch all motors on where the arms stand. Raises `EnvError` after having tried each arm."""
+        self._each(lambda index, arm: arm.engage())
 
     def close(self) -> None:
         """Close ports and cameras; torque and goals stay as they are."""
@@ -133,9 +134,8 @@ class SO101Env:
         return False
 
     def reset(self, seed: int | None = None) -> Observation:
-        """Begin an episode: motors that had lost their power are switched on where they stand."""
-        for arm in self.arms:
-            arm.wake()
+        """Begin an episode: motors that are off, or had lost their power, are switched on where they stand."""
+        self.engage()
         self._held = None
         return self.get_observation()
 
@@ -209,7 +209,7 @@ class SO101Env:
                     raise EnvError(f"the calibration of {name} spans {ticks} ticks; calibrate this arm anew")
                 if name == "gripper":
                     limits, scale = (0.0, 100.0), 1.0
-                elif self._degrees:
+                elif self.use_degrees:
                     limits = (-ticks / 2 / _TICKS_PER_DEGREE, ticks / 2 / _TICKS_PER_DEGREE)
                     scale = _TICKS_PER_RAD / _TICKS_PER_DEGREE
                 else:
@@ -222,7 +222,7 @@ class SO101Env:
         return EnvSpec(
             type="so101" if count == 1 else "bi_so101",
             action_names=tuple(f"{side}{joint}.pos" for side in sides for joint in JOINTS),
-            unit="degrees" if self._degrees else "normalized",
+            unit="degrees" if self.use_degrees else "normalized",
             lower=np.array(lower, np.float32),
             upper=np.array(upper, np.float32),
             unit_per_rad=np.array(per_rad, np.float64),
@@ -272,7 +272,7 @@ class SO101Env:
             span = joint.range_max - joint.range_min
             if index == _GRIPPER:
                 ticks.append(round(joint.range_min + float(value) / 100.0 * span))
-            elif self._degrees:
+            elif self.use_degrees:
                 ticks.append(
                     round((joint.range_min + joint.range_max) / 2 + float(value) * _TICKS_PER_DEGREE)
                 )

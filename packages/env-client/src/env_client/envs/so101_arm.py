@@ -10,7 +10,7 @@ What this adds around the driver are the traps of its bus:
   without touching the port, while a thread opens a fresh driver object twice a second. The servos keep their
   last goal meanwhile, as their torque stays on;
 - **power that was off** is not switched on again in the middle of an episode: somebody may have pulled it on
-  purpose. The next episode (`wake`) does it.
+  purpose. The next episode (`engage`) does it.
 
 All methods but the recovery's are called from one thread. Errors are `EnvError`.
 """
@@ -41,6 +41,8 @@ _SLOW = 0.02
 _SETTLE = 0.005
 # Failed reads in a row after which the line counts as lost.
 _FAILURES = 3
+# Attempts to connect, and to switch motors on, that a lost packet may cost.
+_TRIES = 3
 # Between two attempts to open a lost line, seconds.
 _RETRY = 0.5
 
@@ -96,6 +98,7 @@ class SO101Arm:
         self._robot: Any = None
         self._lost = ""
         self._limp = ""
+        self._engaged = False
         self._suspect = False
         self._failures = 0
         self._closed = threading.Event()
@@ -104,32 +107,39 @@ class SO101Arm:
     # ----------------------------------------------------------------------------------- life cycle
 
     def connect(self) -> None:
-        """Open the bus, check servos and calibration, switch the motors on where the arm stands."""
+        """Open the bus, check servos and calibration. Motors stay as they are found; positions can be read."""
         if not self.port:
             raise EnvError(
                 f"the port of {self.name} is not given; add --env.robot.port (see lerobot-find-port)"
             )
-        robot = self._open()
-        try:
-            if not self.passive:
+        for attempt in range(_TRIES):
+            try:
+                self._robot = self._open()
+                return
+            except EnvError as error:
+                # LeRobot does not retry while it connects: one lost packet would end the run. What is wrong with
+                # the arm itself (no cause) does not get better by asking again.
+                if error.__cause__ is None or attempt == _TRIES - 1:
+                    raise
+
+    def engage(self) -> None:
+        """Switch the motors on where the arm stands; also after they lost their torque (see `_without_torque`).
+
+        Does nothing when they are on already. Raises `EnvError`.
+        """
+        robot = self._usable(limp_is_fine=True)
+        if self.passive or (self._engaged and not self._limp):
+            return
+        for attempt in range(_TRIES):
+            try:
                 robot.configure()
                 self._hold_where_it_is(robot)
-        except Exception as error:
-            _let_go(robot)
-            raise EnvError(f"{self.name} on {self.port} could not be set up: {_said(error)}") from error
-        self._robot = robot
-
-    def wake(self) -> None:
-        """Before an episode: switch motors on that lost their torque. Raises `EnvError` while that fails."""
-        robot = self._usable(limp_is_fine=True)
-        if not self._limp:
-            return
-        try:
-            robot.configure()
-            self._hold_where_it_is(robot)
-        except Exception as error:
-            raise self._failed(error) from error
-        self._limp = ""
+                break
+            except Exception as error:
+                if attempt == _TRIES - 1 or not isinstance(error, ConnectionError):
+                    raise self._failed(error) from error
+                self._suspect = True
+        self._engaged, self._limp = True, ""
 
     def relax(self) -> None:
         """Switch the torque off."""
@@ -138,6 +148,7 @@ class SO101Arm:
             robot.bus.disable_torque(num_retry=3)
         except Exception as error:
             raise self._failed(error) from error
+        self._engaged = False
 
     def close(self) -> None:
         """Close the port; torque and goals stay as they are. Safe to call twice."""
@@ -178,6 +189,8 @@ class SO101Arm:
         """Command (6,) goal positions in the arm's unit."""
         if self.passive:
             return
+        if not self._engaged:
+            raise EnvError(f"the motors of {self.name} are off; call engage (or reset) first")
         if positions.shape != (len(JOINTS),) or not np.all(np.isfinite(positions)):
             raise EnvError(f"{self.name} was commanded {positions!r}; 6 finite numbers were expected")
         robot = self._usable()
@@ -250,8 +263,8 @@ class SO101Arm:
         while not self._closed.wait(_RETRY):
             try:
                 robot = self._open()
-                limp = self._without_torque(robot)
-                if not limp and not self.passive:
+                limp = self._without_torque(robot) if self._engaged else ""
+                if self._engaged and not limp:
                     self._hold_where_it_is(robot)
             except Exception as error:
                 with self._lock:
@@ -261,7 +274,7 @@ class SO101Arm:
                 if self._closed.is_set():
                     _let_go(robot)
                     return
-                self._limp = "" if self.passive else limp
+                self._limp = limp
                 self._failures, self._suspect = 0, True
                 self.recovered += 1
                 self._robot = robot

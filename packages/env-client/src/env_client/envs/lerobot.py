@@ -1,0 +1,246 @@
+"""Any robot that LeRobot knows, as an `Env`: its own driver class, its config from the command line.
+
+LeRobot says what a robot's action values are called, but neither their limits nor how they relate to radians.
+Both stand in the robot's YAML file (`configs/robots/lerobot.yaml` is an example); without them nothing is
+commanded. What `so101.py` adds for the SO-101's bus (late replies, lost lines) is not done here: a driver that
+fails is reported at every tick, and the robot keeps its last command.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from env_client.control.heartbeat import StopPlan
+from env_client.envs.cameras import CameraRig, read_camera_file
+from env_client.envs.env import EnvError, EnvSpec, Observation
+from env_client.envs.robots import LeRobotConfig
+from env_client.wire.spec import StateSpec
+
+__all__ = ["LeRobotEnv", "RobotFile", "make_lerobot", "stop"]
+
+
+@dataclass(frozen=True)
+class RobotFile:
+    """What a robot's YAML file says: everything but poses is for `lerobot` only."""
+
+    unit: str
+    ready_pose: list[float] | None = None
+    rest_pose: list[float] | None = None
+    part: str = "arm"
+    # {LeRobot's name of an action value: {lower, upper, unit_per_rad, gripper}}
+    joints: dict[str, dict[str, Any]] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RobotFile:
+        """Raises `EnvError` with what is wrong in the file."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls(**content)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+            raise EnvError(
+                f"the robot file {path} cannot be used ({' '.join(str(error).split())}); unit, ready_pose, "
+                "rest_pose, part and joints were expected"
+            ) from error
+
+
+def make_lerobot(
+    config: LeRobotConfig, file: RobotFile, *, task: str = "", dry_run: bool = False
+) -> LeRobotEnv:
+    """The env that a config and a robot file describe, not yet connected."""
+    cameras = CameraRig(
+        read_camera_file(Path(config.camera_config_path)) if config.camera_config_path else {},
+        frozen_after_s=config.frozen_camera_s,
+    )
+    return LeRobotEnv(dict(config.robot), file, cameras, task=task, dry_run=dry_run)
+
+
+class LeRobotEnv:
+    """Life cycle as `SO101Env`: `connect`, the `Env` protocol, `close`."""
+
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        file: RobotFile,
+        cameras: CameraRig,
+        *,
+        task: str = "",
+        dry_run: bool = False,
+    ) -> None:
+        if not file.joints:
+            raise EnvError(
+                "the robot file says nothing about joints: --env.type lerobot needs lower, upper and unit_per_rad "
+                "of each action value (see configs/robots/lerobot.yaml)"
+            )
+        self.cameras = cameras
+        self.task = task
+        self._fields = fields
+        self._file = file
+        self._dry_run = dry_run
+        self._robot: Any = None
+        self._held: np.ndarray | None = None
+        self._spec = _spec(file, file.joints, cameras.names)
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._spec
+
+    @property
+    def done(self) -> bool:
+        return False
+
+    def connect(self) -> None:
+        """Open cameras and robot. LeRobot's drivers switch the motors on here."""
+        self.cameras.connect()
+        robot = _robot(self._fields)
+        missing = set(self._spec.action_names) ^ set(robot.action_features)
+        if missing:
+            raise EnvError(
+                f"the robot's action values are {', '.join(robot.action_features)}; the robot file describes "
+                f"{', '.join(self._spec.action_names)}"
+            )
+        try:
+            robot.connect(calibrate=False)
+            calibrated = bool(robot.is_calibrated)
+        except Exception as error:
+            raise EnvError(f"{robot} cannot be reached: {' '.join(str(error).split())}") from error
+        self._robot = robot
+        if not calibrated:
+            self.close()
+            raise EnvError(f"{robot} is not calibrated, or not as its file says; run lerobot-calibrate")
+
+    def engage(self) -> None:
+        """LeRobot's `connect` has switched the motors on already."""
+
+    def reset(self, seed: int | None = None) -> Observation:
+        self._held = None
+        return self.get_observation()
+
+    def get_observation(self) -> Observation:
+        started = time.monotonic()
+        seen = self._do("read", lambda: self._robot.get_observation())
+        state = np.array([seen[name] for name in self._spec.action_names], np.float32)
+        frames = self.cameras.frames()
+        return Observation(
+            images=frames.images,
+            states={self._file.part: state},
+            task=self.task,
+            capture_time=time.monotonic(),
+            image_age=frames.ages,
+            state_age=time.monotonic() - started,
+        )
+
+    def apply_action(self, action: np.ndarray) -> None:
+        action = np.asarray(action, np.float32)
+        if action.shape != (self._spec.action_dim,) or not np.all(np.isfinite(action)):
+            raise EnvError(
+                f"the robot was commanded {action!r:.120}; {self._spec.action_dim} finite numbers expected"
+            )
+        self._held = None
+        self._send(action)
+
+    def hold(self) -> None:
+        if self._held is None:
+            seen = self._do("read", lambda: self._robot.get_observation())
+            self._held = np.array([seen[name] for name in self._spec.action_names], np.float32)
+        self._send(self._held)
+
+    def success(self) -> bool | None:
+        return None
+
+    def relax(self) -> None:
+        """LeRobot's `disconnect`: most drivers switch the torque off there."""
+        if self._robot is not None and not self._dry_run:
+            self._do("relax", lambda: self._robot.disconnect())
+            self._robot = None
+
+    def close(self) -> None:
+        self.cameras.close()
+        # LeRobot's disconnect would drop most arms; the port closes with the process.
+        self._robot = None
+
+    def pose(self, values: Any, unit: str) -> np.ndarray:
+        """A pose from the robot file, (action_dim,)."""
+        pose = np.asarray(values, np.float32)
+        if pose.shape != (self._spec.action_dim,) or unit != self._spec.unit:
+            raise EnvError(
+                f"a pose of {pose.size} values in {unit}; {self._spec.action_dim} in {self._spec.unit} expected"
+            )
+        return pose
+
+    def stop_plan(self, on_exit: str, rest_pose: np.ndarray | None, speed_rad_s: float) -> StopPlan:
+        return StopPlan("env_client.envs.lerobot:stop", {"fields": self._fields, "on_exit": on_exit})
+
+    def _send(self, action: np.ndarray) -> None:
+        if not self._dry_run:
+            named = {name: float(value) for name, value in zip(self._spec.action_names, action, strict=True)}
+            self._do("command", lambda: self._robot.send_action(named))
+
+    def _do(self, what: str, act: Any) -> Any:
+        if self._robot is None:
+            raise EnvError("the robot is not connected")
+        try:
+            return act()
+        except Exception as error:  # drivers raise anything
+            raise EnvError(
+                f"the driver failed to {what} the robot: {' '.join(str(error).split())}"
+            ) from error
+
+
+def stop(fields: dict[str, Any], on_exit: str) -> str:
+    """For the supervisor: what LeRobot offers without knowing the robot."""
+    if on_exit != "relax":
+        return "its motors keep their last command; for another state use the robot's own switch"
+    robot = _robot(fields)
+    robot.connect(calibrate=False)
+    robot.disconnect()
+    return "disconnected by LeRobot's driver"
+
+
+def _robot(fields: dict[str, Any]) -> Any:
+    try:
+        import draccus
+        from lerobot.robots import RobotConfig, make_robot_from_config
+        from lerobot.utils.import_utils import register_third_party_plugins
+    except ImportError as error:
+        raise EnvError(
+            f"--env.type lerobot needs LeRobot ({error}); install env-client with the extra so101"
+        ) from error
+    kind = fields.get("type")
+    if not kind:
+        raise EnvError("--env.robot.type is needed: LeRobot's name of the robot, such as koch_follower")
+    register_third_party_plugins()
+    try:
+        import importlib
+
+        importlib.import_module(f"lerobot.robots.{kind}")
+    except ImportError:
+        pass  # a plug-in, or a robot that shares another one's module
+    try:
+        return make_robot_from_config(draccus.decode(RobotConfig, dict(fields)))
+    except Exception as error:
+        raise EnvError(f"LeRobot cannot make the robot {fields}: {' '.join(str(error).split())}") from error
+
+
+def _spec(file: RobotFile, joints: dict[str, dict[str, Any]], cameras: tuple[str, ...]) -> EnvSpec:
+    try:
+        return EnvSpec(
+            type="lerobot",
+            action_names=tuple(joints),
+            unit=file.unit,
+            lower=np.array([float(j["lower"]) for j in joints.values()], np.float32),
+            upper=np.array([float(j["upper"]) for j in joints.values()], np.float32),
+            unit_per_rad=np.array([float(j["unit_per_rad"]) for j in joints.values()]),
+            gripper=np.array([bool(j.get("gripper", False)) for j in joints.values()]),
+            state_index=np.arange(len(joints)),
+            states=(StateSpec(file.part, len(joints)),),
+            cameras=cameras,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EnvError(f"a joint of the robot file lacks lower, upper or unit_per_rad ({error!r})") from error

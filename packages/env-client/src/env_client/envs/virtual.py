@@ -1,0 +1,162 @@
+"""`--env.type virtual`: the `virtual_so101` command as a child process, and from there on exactly so101 or bi_so101.
+
+The process that starts the robot (`VirtualRobot`) is the supervisor's, so that the robot outlives a control
+process that crashes, as a real one does. The control process attaches to it (`attach`): ports, calibration
+and cameras are what the child says; only reset, success and the seed go through its control socket.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from env_client.envs.env import EnvError, Observation
+from env_client.envs.robots import (
+    BiSO101Config,
+    BiSO101RobotConfig,
+    SO101Config,
+    SO101RobotConfig,
+    VirtualConfig,
+)
+from env_client.envs.so101 import SO101Env, make_so101
+from env_client.envs.so101_arm import ArmConfig
+
+__all__ = ["SCENES", "VirtualEnv", "VirtualRobot", "attach"]
+
+SCENES = ("lift", "sort", "stack")
+# Loading the physics and rendering the first picture takes some seconds on two cores.
+_START_LIMIT = 90.0
+# How long the child may take to end, seconds.
+_END_LIMIT = 5.0
+# How long a reset waits for pictures of the new scene, seconds.
+_PICTURES = 2.0
+
+
+class VirtualRobot:
+    """The running child. `config` names its control port; `close` ends it."""
+
+    def __init__(self, config: VirtualConfig, *, scene: str) -> None:
+        """Start the child and wait until it is ready. Raises `EnvError` with what it said when it is not."""
+        if find_spec("virtual_so101") is None:
+            raise EnvError("--env.type virtual needs the package virtual-so101; install it beside env-client")
+        self._folder = Path(tempfile.mkdtemp(prefix="virtual_so101-"))
+        command = [sys.executable, "-m", "virtual_so101.cli", "--task", scene, "--exit-with-parent"]
+        command += ["--state-dir", str(self._folder), "--port-link", str(self._folder / "port")]
+        command += ["--camera-port", "0", "--control-port", "0", "--seed", str(config.seed or 0)]
+        if config.arms is not None:
+            command += ["--arms", str(config.arms)]
+        if config.servo_log is not None:
+            command += ["--servo-log", str(Path(config.servo_log).absolute())]
+        self._said = (self._folder / "output.txt").open("w")
+        # A group of its own: Ctrl-C in the terminal must reach the client only, which needs the robot to stop.
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT, process_group=0
+        )
+        try:
+            info = self._wait()
+        except BaseException:
+            self.close()
+            raise
+        self.config = replace(config, control_port=int(info["control_port"]))
+
+    def _wait(self) -> dict[str, Any]:
+        described = self._folder / "robot.json"
+        end = time.monotonic() + _START_LIMIT
+        while not described.exists():
+            if self._child.poll() is not None or time.monotonic() > end:
+                said = (self._folder / "output.txt").read_text().strip().splitlines()[-3:]
+                raise EnvError(f"the virtual robot did not start: {' '.join(said) or 'it said nothing'}")
+            time.sleep(0.05)
+        content: dict[str, Any] = json.loads(described.read_text())
+        return content
+
+    def close(self) -> None:
+        """End the child and remove its files. Safe to call twice."""
+        if self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(_END_LIMIT)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        self._said.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def attach(config: VirtualConfig, *, task: str = "", dry_run: bool = False) -> VirtualEnv:
+    """The env for the virtual robot at `config.control_port`, not yet connected."""
+    from virtual_so101.control import ControlClient, ControlError
+
+    if config.control_port is None:
+        raise EnvError("the virtual robot's control port is not known; start it first (VirtualRobot)")
+    try:
+        control = ControlClient(config.control_port)
+        info = control.info()
+    except ControlError as error:
+        raise EnvError(str(error)) from error
+    common: dict[str, Any] = {"id": info["robot_id"], "calibration_dir": info["calibration_dir"]}
+    shared: dict[str, Any] = {
+        "camera_config_path": config.camera_config_path or info["camera_config_path"],
+        "robot_config_path": config.robot_config_path,
+        "frozen_camera_s": config.frozen_camera_s,
+        "use_degrees": config.use_degrees,
+    }
+    real: SO101Config | BiSO101Config
+    if info["env_type"] == "so101":
+        real = SO101Config(robot=SO101RobotConfig(port=info["ports"][0], **common), **shared)
+    else:
+        left, right = (ArmConfig(port=port) for port in info["ports"])
+        real = BiSO101Config(robot=BiSO101RobotConfig(left, right, **common), **shared)
+    env = make_so101(real, task=task, dry_run=dry_run)
+    return VirtualEnv(env, control)
+
+
+class VirtualEnv(SO101Env):
+    """A real `SO101Env` on virtual hardware that can also be reset and asked for success."""
+
+    def __init__(self, env: SO101Env, control: Any) -> None:
+        super().__init__(env.arms, env.cameras, env.parts, use_degrees=env.use_degrees, task=env.task)
+        self._control = control
+
+    def reset(self, seed: int | None = None) -> Observation:
+        """Cubes, colours and light of `seed` (None: the next ones), the arm in its start pose."""
+        from virtual_so101.control import ControlError
+
+        try:
+            self._control.reset(seed)
+        except ControlError as error:
+            raise EnvError(str(error)) from error
+        self._await_pictures(time.monotonic())
+        return super().reset(seed)
+
+    def _await_pictures(self, since: float) -> None:
+        """Until every camera shows the new scene: one frame may have been under way."""
+        end = since + _PICTURES
+        while self.cameras.names and time.monotonic() < end:
+            time.sleep(0.02)
+            try:
+                ages = self.cameras.frames().ages
+            except EnvError:
+                continue
+            if all(time.monotonic() - age > since + 0.1 for age in ages.values()):
+                return
+
+    def success(self) -> bool | None:
+        from virtual_so101.control import ControlError
+
+        try:
+            return bool(self._control.success())
+        except ControlError:
+            return None
+
+    def close(self) -> None:
+        super().close()
+        self._control.close()
