@@ -11,9 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from virtual_so101.bus import Pace
 from virtual_so101.calibration import JOINTS
-from virtual_so101.servo_log import ServoLog, goals_of, read_servo_log
+from virtual_so101.servo_log import goals_of, read_servo_log
 
 pytest.importorskip("lerobot")
 
@@ -209,7 +208,7 @@ def test_motor_set_up(make_twin, make_follower, monkeypatch):
 
 def test_pace_slows_a_transaction_to_the_wire(make_twin, make_follower):
     """With pacing each answered transaction takes at least the adapter's latency and its bits."""
-    follower = make_follower(make_twin(pace=Pace()))
+    follower = make_follower(make_twin(pace=True))
     follower.connect(calibrate=False)
     start = time.monotonic()
     for _ in range(20):
@@ -220,7 +219,7 @@ def test_pace_slows_a_transaction_to_the_wire(make_twin, make_follower):
 def test_the_log_proves_what_was_commanded(make_twin, make_follower, pose, tmp_path):
     """Every goal of every joint is in the file, in ticks, within limits that a test can check."""
     path = tmp_path / "servo.jsonl"
-    twin = make_twin(log=ServoLog(path))
+    twin = make_twin(log_path=path)
     follower = make_follower(twin)
     follower.connect(calibrate=False)
     for value in np.linspace(0.0, 30.0, 31):

@@ -7,7 +7,7 @@ nothing else, so that a reply takes well under a millisecond whatever physics an
 Error policy: what the line brings never raises; broken packets are skipped, as servos skip them. A driver
 that does not read its replies loses them (counted in `dropped`); the thread never blocks on it.
 
-Faults, each at run time from any thread: `lost` (every packet, instruction or status, vanishes with this
+Faults, each at run time from any thread: `lose` (every packet, instruction or status, vanishes with a given
 probability), `stall` (the line falls silent once; requests of that time are answered afterwards, late, as on
 real hardware), `unplug` and `replug`. Faults of single servos belong to the chain.
 """
@@ -30,7 +30,7 @@ import tty
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from virtual_so101.chain import ServoChain
 from virtual_so101.protocol import Packet, PacketParser
@@ -123,6 +123,10 @@ class ServoBus:
             self._lock_file.close()
             self._lock_file = None
 
+    def lose(self, probability: float) -> None:
+        """Let every packet, instruction or status, vanish with this probability."""
+        self.lost = probability
+
     def stall(self, seconds: float) -> None:
         """Let the line fall silent once, before the next packet; that packet and its followers come late."""
         self._stall = seconds
@@ -146,6 +150,16 @@ class ServoBus:
             elif now - max(quiet_since, self.last_packet) >= quiet:
                 return
             time.sleep(0.0005)
+
+    def counters(self) -> dict[str, Any]:
+        """What happened since the start, and which motors make torque now."""
+        return {
+            "plugged": self.plugged,
+            "packets": self.packets,
+            "goal_packets": self.chain.goal_packets,
+            "dropped": self.dropped,
+            "torque": [servo.driving for servo in self.chain.servos],
+        }
 
     def _waiting_bytes(self) -> int:
         if self._master < 0:

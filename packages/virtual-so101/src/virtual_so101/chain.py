@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -24,6 +24,7 @@ GoalListener = Callable[[dict[int, int]], None]
 
 _GOAL = REGISTERS["goal_position"]
 _TORQUE = REGISTERS["torque_enable"].address
+_READING = (Instruction.PING, Instruction.READ, Instruction.SYNC_READ)
 # Thermal model of a small servo: °C per second at stall, and the time constant of cooling, seconds.
 _HEATING = 0.25
 _COOLING = 180.0
@@ -117,12 +118,13 @@ class ServoChain:
         self._command = command
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Around everything that changes registers."""
+    def _changing(self, changing: bool = True) -> Iterator[None]:
+        """Around everything that changes registers, and (False) around what only reads them."""
         with self.lock:
             self._take_sensed()
             yield
-            self._update_command()
+            if changing:
+                self._update_command()
 
     def hold(self) -> None:
         """Forget the goals: every servo holds where it is. For after the world was reset."""
@@ -142,7 +144,7 @@ class ServoChain:
 
         Servos set to another baud rate hear nothing, and neither do dead or unwired ones.
         """
-        with self._changing():
+        with self._changing(packet.instruction not in _READING):
             hearing = [
                 s
                 for s in self.servos
@@ -152,12 +154,15 @@ class ServoChain:
             torque: dict[int, bool] = {}
             replies = self._execute(packet, hearing, goals, torque)
         if goals:
-            self.goal_packets += 1
+            self._count_goals()
             if self._on_goal is not None:
                 self._on_goal(goals)
         if torque and self._on_torque is not None:
             self._on_torque(torque)
         return replies
+
+    def _count_goals(self) -> None:
+        self.goal_packets += 1
 
     def _execute(
         self, packet: Packet, hearing: list[Servo], goals: dict[int, int], torque: dict[int, bool]
@@ -248,7 +253,7 @@ class ServoChain:
         with self._changing():
             self.servos[joint].overloaded = overloaded
 
-    def wire(self, joints: set[int] | None) -> None:
+    def wire(self, joints: Collection[int] | None) -> None:
         """Connect only these joints to the line (None: all), as motor set-up asks for."""
         with self._changing():
             for i, servo in enumerate(self.servos):

@@ -173,10 +173,8 @@ def _build_world(args: argparse.Namespace) -> World:
 
 
 def _build_twin(args: argparse.Namespace, world: World) -> Twin:
-    from virtual_so101.bus import Pace
     from virtual_so101.cameras import PortBusyError
     from virtual_so101.launch import port_links
-    from virtual_so101.servo_log import ServoLog
     from virtual_so101.twin import Twin
 
     try:
@@ -184,8 +182,9 @@ def _build_twin(args: argparse.Namespace, world: World) -> Twin:
             world,
             port_links(args.port_link, world.n_arms),
             camera_port=None if args.no_cameras else args.camera_port,
-            pace=Pace() if args.pace else None,
-            log=ServoLog(args.servo_log),
+            pace=args.pace,
+            log_path=args.servo_log,
+            bus_process=True,
             realtime=not args.lock_step,
             seed=args.seed,
         )
@@ -242,7 +241,9 @@ def _start(
     arms = "one arm" if info["arms"] == 1 else "two arms"
     print(f"✓ {args.task}: {info['prompt']!r}, {arms}, seed {args.seed}")
     for bus in twin.buses:
-        print(f"✓ servo bus at {bus.link} ({os.readlink(bus.link) if bus.plugged else 'unplugged'})")
+        print(
+            f"✓ servo bus at {bus.link} ({os.readlink(bus.link) if bus.link.is_symlink() else 'unplugged'})"
+        )
     if twin.cameras is not None:
         cameras = ", ".join(f"{n} {p}" for n, p in zip(twin.cameras.names, twin.cameras.ports, strict=True))
         print(f"✓ cameras at 127.0.0.1: {cameras}")

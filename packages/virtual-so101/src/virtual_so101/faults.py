@@ -135,7 +135,7 @@ def cause(twin: Twin, fault: Fault) -> None:
     bus = twin.buses[fault.arm]
     chain = bus.chain
     actions: dict[str, Callable[[], None]] = {
-        "lost": lambda: setattr(bus, "lost", fault.number()),
+        "lost": lambda: bus.lose(fault.number()),
         "late": lambda: bus.stall(fault.number() / 1000.0),
         "dead": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id())),
         "alive": lambda: chain.set_dead(chain.joint_of_id(fault.servo_id()), False),
@@ -158,7 +158,7 @@ def cause(twin: Twin, fault: Fault) -> None:
 
 def _clear(twin: Twin) -> None:
     for bus in twin.buses:
-        bus.lost = 0.0
+        bus.lose(0.0)
         bus.replug()
         bus.chain.wire(None)
         for joint in range(6):

@@ -40,11 +40,13 @@ class Commands(NamedTuple):
 
 
 class ServoLog:
-    """Thread-safe; the oldest events leave memory first, the file keeps all of them."""
+    """Thread-safe; the oldest events leave memory first, the file keeps all of them.
+
+    `clock` gives simulated seconds. Raises `OSError` where `path` cannot be written.
+    """
 
     def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = lambda: 0.0) -> None:
-        # Simulated seconds; the twin sets it to its world's clock.
-        self.clock = clock
+        self._clock = clock
         self._start = time.monotonic()
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
         self._lock = threading.Lock()
@@ -55,13 +57,20 @@ class ServoLog:
 
     def add(self, kind: str, **fields: Any) -> None:
         """Append one event, stamped now."""
-        stamp = {"time": round(self.clock(), 6), "wall": round(time.monotonic() - self._start, 6)}
+        stamp = {"time": round(self._clock(), 6), "wall": round(time.monotonic() - self._start, 6)}
         event = {"kind": kind, **stamp, **fields}
         with self._lock:
             self._events.append(event)
             if self._file is not None:
                 self._file.write(json.dumps(event) + "\n")
                 self._file.flush()
+
+    def listeners(self, arm: int) -> dict[str, Callable[[dict[int, Any]], None]]:
+        """The arguments with which a `ServoChain` reports to this log."""
+        return {
+            "on_goal": lambda goals: self.goal(arm, goals),
+            "on_torque": lambda torque: self.torque(arm, torque),
+        }
 
     def goal(self, arm: int, goals: dict[int, int]) -> None:
         """Append the goals of one packet: joint index -> ticks."""

@@ -4,8 +4,8 @@
                                      ^                |
                                      +---- sense -----+          World -> CameraServer -> ZMQCamera
 
-Threads: one per bus (answers from the servos' registers, never waits for physics), one for the physics (wall
-clock, absolute deadlines), one for the cameras. `world_lock` makes ticks, steps and resets exclusive; the
+Threads: one per bus (answers from the servos' registers, never waits for physics; for the command in a process
+of its own, see `virtual_so101.bus_process`), one for the physics (wall clock, absolute deadlines), one for the cameras. `world_lock` makes ticks, steps and resets exclusive; the
 cameras do not take it, as `World.render` copies the state and draws without holding the physics up.
 
 Modes: in real time the physics follows the wall clock; when it falls behind by more than `_SLIP` it lets the
@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from virtual_so101.bus import Pace, ServoBus
+from virtual_so101.bus_process import BusProcess, RemoteBus, RemoteChain, RemoteLog
 from virtual_so101.calibration import ArmCalibration
 from virtual_so101.cameras import CameraServer
 from virtual_so101.chain import ServoChain
@@ -72,7 +73,9 @@ class WorldLike(Protocol):
 class Twin:
     """A virtual robot on `links` (one path per arm). Use it as a context manager, or `start` and `close`.
 
-    `camera_port` None leaves the cameras out, 0 lets the system choose ports.
+    `camera_port` None leaves the cameras out, 0 lets the system choose ports. `pace` makes the bus as slow as
+    a real one; `log_path` writes what it was told. `bus_process` serves the bus from a process of its own,
+    whose replies nothing here can delay; without it the servos' registers are open to the caller.
     """
 
     def __init__(
@@ -82,8 +85,9 @@ class Twin:
         *,
         camera_port: int | None = 0,
         camera_fps: int = 30,
-        pace: Pace | None = None,
-        log: ServoLog | None = None,
+        pace: bool = False,
+        log_path: Path | None = None,
+        bus_process: bool = False,
         realtime: bool = True,
         seed: int = 0,
     ) -> None:
@@ -91,16 +95,10 @@ class Twin:
             raise ValueError(f"the world has {world.n_arms} arms, {len(links)} port links were given")
         self.world = world
         self.world_lock = threading.RLock()
-        self.log = log if log is not None else ServoLog()
-        self.log.clock = self._clock
         self.realtime = realtime
         self.error: BaseException | None = None
         # How often the physics fell so far behind that time was given up.
         self.slips = 0
-        self.buses = [
-            ServoBus(self._chain(arm), link, arm=arm, pace=pace, seed=seed + arm)
-            for arm, link in enumerate(links)
-        ]
         self.cameras: CameraServer | None = None
         if camera_port is not None:
             self.cameras = CameraServer(
@@ -111,6 +109,15 @@ class Twin:
                 clock=self._clock,
                 finish=world.close,
             )
+        self.log: ServoLog | RemoteLog
+        self.buses: Sequence[ServoBus | RemoteBus]
+        self._process: BusProcess | None = None
+        try:
+            self._make_buses(links, pace, log_path, bus_process, seed)
+        except BaseException:
+            if self.cameras is not None:
+                self.cameras.close()
+            raise
         self._motions = [Motion() for _ in range(world.n_arms)]
         self._hands: list[np.ndarray | None] = [None] * world.n_arms
         self._commanded: list[tuple[bytes, bytes]] = [(b"", b"")] * world.n_arms
@@ -122,16 +129,30 @@ class Twin:
         self._timers: list[threading.Timer] = []
         self._thread = threading.Thread(target=self._run, name="physics", daemon=True)
 
-    def _chain(self, arm: int) -> ServoChain:
-        calibration = ArmCalibration.of_limits(self.world.joint_lower, self.world.joint_upper, arm)
-        return ServoChain(
-            calibration,
-            on_goal=lambda goals: self.log.goal(arm, goals),
-            on_torque=lambda torque: self.log.torque(arm, torque),
-        )
+    def _make_buses(
+        self, links: Sequence[Path], pace: bool, log_path: Path | None, bus_process: bool, seed: int
+    ) -> None:
+        world = self.world
+        lower, upper = world.joint_lower, world.joint_upper
+        calibrations = [ArmCalibration.of_limits(lower, upper, arm) for arm in range(world.n_arms)]
+        if bus_process:
+            self._process = BusProcess(calibrations, links, pace=pace, log_path=log_path, seed=seed)
+            self.log, self.buses = self._process.log, self._process.buses
+        else:
+            self.log = ServoLog(log_path, clock=self._clock)
+            self.buses = [
+                ServoBus(
+                    ServoChain(calibration, **self.log.listeners(arm)),
+                    links[arm],
+                    arm=arm,
+                    pace=Pace() if pace else None,
+                    seed=seed + arm,
+                )
+                for arm, calibration in enumerate(calibrations)
+            ]
 
     @property
-    def chains(self) -> list[ServoChain]:
+    def chains(self) -> list[ServoChain | RemoteChain]:
         """The servos of each arm."""
         return [bus.chain for bus in self.buses]
 
@@ -185,6 +206,8 @@ class Twin:
     def check(self) -> None:
         """Raise what ended a thread, if anything did."""
         error = self.error or (self.cameras.error if self.cameras is not None else None)
+        if error is None and self._process is not None and not self._process.alive:
+            error = RuntimeError("the servo bus process has ended")
         if error is not None:
             raise RuntimeError(f"the virtual robot stopped: {error}") from error
 
@@ -292,17 +315,7 @@ class Twin:
             "fps": round(cameras.measured_fps, 2) if cameras else 0.0,
             "frames": cameras.rounds if cameras else 0,
             "missed_frames": cameras.missed if cameras else 0,
-            "buses": [
-                {
-                    "link": str(bus.link),
-                    "plugged": bus.plugged,
-                    "packets": bus.packets,
-                    "goal_packets": bus.chain.goal_packets,
-                    "dropped": bus.dropped,
-                    "torque": [servo.driving for servo in bus.chain.servos],
-                }
-                for bus in self.buses
-            ],
+            "buses": [{"link": str(bus.link), **bus.counters()} for bus in self.buses],
         }
 
     def _clock(self) -> float:
@@ -318,6 +331,8 @@ class Twin:
 
     def _sense(self, arm: int, dt: float) -> None:
         world = self.world
+        if self._process is not None:
+            self._process.shared.time[0] = world.time
         self.chains[arm].sense(dt, world.positions(arm), world.velocities(arm), world.loads(arm))
 
     def _advance(self, timesteps: int) -> None:
