@@ -41,7 +41,7 @@ class PolicyConfig:
     noise_scheduler: str | None = None
     # Seed of each request's noise, so that equal requests get equal answers; default: fresh noise for each.
     noise_seed: int | None = None
-    # Speed-ups: auto keeps answers within 1e-3 of the action range, none is LeRobot's own arithmetic.
+    # Speed-ups: auto keeps answers within 1e-4 of a joint's range, none is LeRobot's own arithmetic.
     optimize: str = "auto"
     # Folder of the tokenizer, for policies that read a prompt; default: the one inside the checkpoint.
     tokenizer_path: str | None = None

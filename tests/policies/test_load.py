@@ -1,6 +1,7 @@
 """Every checkpoint and option that cannot be served is refused with its own sentence, before any weight is used."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import HEIGHT, WIDTH
+from small_checkpoints import HEIGHT, WIDTH, observation
 
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.load import load_policy
@@ -247,6 +248,24 @@ def test_the_task_fills_the_prompt_and_each_step_is_reported(act):
     text = "\n".join(lines)
     for word in ("act", f"front {HEIGHT}x{WIDTH}", "so101", "million parameters", "cpu"):
         assert word in text
+
+
+def test_a_checkpoint_from_a_gpu_with_backbone_weights_of_the_hub_loads_here_offline(broken, monkeypatch):
+    """What training saved of its own machine is replaced, and no network is touched."""
+
+    def no_network(*_):
+        raise AssertionError("loading opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    edit(broken / "config.json", device="cuda", pretrained_backbone_weights="ResNet18_Weights.IMAGENET1K_V1")
+    for which in ("pre", "post"):
+        file = broken / f"policy_{which}processor.json"
+        edit_step(file, "device_processor", lambda step: step["config"].update(device="cuda"))
+    file = broken / "policy_preprocessor.json"
+    renames = {"observation.images.cam": "observation.images.front"}
+    edit_step(file, "rename_observations_processor", lambda step: step["config"].update(rename_map=renames))
+    actions = load_policy(broken, device="cpu").get_actions(observation(1))
+    assert actions.shape == (10, 6)
 
 
 def test_the_checkpoints_own_embodiment_file(broken):

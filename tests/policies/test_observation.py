@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from env_client.wire import CameraSpec, InvalidInput, PolicySpec, StateSpec, resize_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from grasp_cube.policies.observation import ObservationReader, resolve_prompt
 from grasp_cube.policies.policy import PolicyRequest
@@ -99,6 +101,41 @@ def test_misfits_are_named(changes, words):
             read(request)
         for word in words:
             assert word in caught.value.message
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["images", "states", "task", "observation.state", "observation.images.front", "prompt"]
+        ),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text(max_size=3)
+            | st.binary(max_size=3)
+            | st.sampled_from([np.zeros(6, np.float32), np.zeros((24, 32, 3), np.uint8), np.float32("nan")]),
+            lambda inner: (
+                st.lists(inner, max_size=13)
+                | st.dictionaries(
+                    st.sampled_from(["front", "wrist", "left_arm", "right_arm"]), inner, max_size=4
+                )
+            ),
+            max_leaves=20,
+        ),
+    )
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_comes_is_read_or_refused(obs):
+    """No other exception than InvalidInput, and what is read is finite and of the right size."""
+    request = PolicyRequest(obs, history=(obs,))
+    try:
+        frames = READER.frames(request)
+    except InvalidInput:
+        return
+    READER.check(request)
+    assert all(frame.state.shape == (12,) and np.isfinite(frame.state).all() for frame in frames)
 
 
 def test_no_states_at_all_lists_the_keys():
