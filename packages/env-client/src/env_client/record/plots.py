@@ -12,7 +12,7 @@ __all__ = ["plot_actions"]
 
 RECORDED, PREDICTED, BOUNDARY = "#3b3b3b", "#d1495b", "#c9d3dc"
 # Inches.
-WIDTH, ROW_HEIGHT, HEAD_HEIGHT = 12.0, 1.45, 1.0
+WIDTH, ROW_HEIGHT, HEAD_HEIGHT = 12.0, 1.45, 0.9
 
 
 def plot_actions(
@@ -37,11 +37,14 @@ def plot_actions(
     height = HEAD_HEIGHT + ROW_HEIGHT * rows
     figure, axes = pyplot.subplots(rows, 1, sharex=True, figsize=(WIDTH, height), squeeze=False)
     seconds = np.arange(len(recorded)) / fps
+    starts = list(boundaries) or [0]
     for row, axis in enumerate(axes[:, 0]):
         for tick in boundaries:
             axis.axvline(tick / fps, color=BOUNDARY, linewidth=1.0, zorder=0)
         axis.plot(seconds, recorded[:, row], color=RECORDED, linewidth=1.8)
-        axis.plot(seconds, predicted[:, row], color=PREDICTED, linewidth=1.2)
+        # Chunk by chunk: the jump between two chunks is no motion that anybody predicted.
+        for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
+            axis.plot(seconds[start:stop], predicted[start:stop, row], color=PREDICTED, linewidth=1.4)
         errors = np.abs(predicted[:, row] - recorded[:, row])
         errors = errors[np.isfinite(errors)]
         note = f"mean abs. error {errors.mean():.2f}" if errors.size else "no prediction"
@@ -58,7 +61,7 @@ def plot_actions(
         pyplot.Line2D([], [], color=PREDICTED, linewidth=1.2, label="predicted for that tick"),
         pyplot.Line2D([], [], color=BOUNDARY, linewidth=1.0, label="a new chunk begins"),
     ]
-    figure.suptitle(f"{title} ({unit})", x=0.01, y=1 - 0.15 / height, ha="left", va="top", fontsize=12)
+    figure.text(0.01, 1 - 0.15 / height, f"{title} ({unit})", ha="left", va="top", fontsize=12)
     figure.legend(
         handles=handles,
         loc="upper right",
