@@ -148,7 +148,6 @@ class Recorder:
                     f"Recording needs LeRobot with its dataset extra, which cannot be imported: {error}. "
                     "Install lerobot[dataset] beside virtual-so101."
                 ) from error
-            _quiet()
             # Frames wait in a queue for the encoder's thread; a full queue slows this recorder down.
             common: dict[str, Any] = {
                 "root": self.root,
@@ -162,6 +161,8 @@ class Recorder:
                 self._dataset = LeRobotDataset.create(
                     self._repo_id, self._fps, self._features, robot_type=self._robot_type, **common
                 )
+            # Last: opening a dataset switches the progress bars of its parts on again.
+            _quiet()
         return self._dataset
 
     def _files(self) -> list[Path]:

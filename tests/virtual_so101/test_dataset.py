@@ -1,0 +1,159 @@
+"""`make_virtual_dataset`: what is recorded, and that a recording survives being stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from virtual_so101 import dataset
+from virtual_so101.calibration import ArmCalibration
+from virtual_so101.dataset import joint_names, main, record_episode
+from virtual_so101.expert import TICK
+from virtual_so101.gl import PACKAGES, gl_backend
+from virtual_so101.recorder import Recorder
+from virtual_so101.world import World
+
+needs_gl = pytest.mark.skipif(
+    gl_backend() is None and os.environ.get("GRASP_CUBE_REQUIRE_GL") != "1", reason=PACKAGES
+)
+BLANK = np.zeros((96, 128, 3), np.uint8)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record without drawing."""
+    monkeypatch.setattr(dataset, "_picture", lambda *_: BLANK)
+
+
+def command(root: Path, episodes: int, *more: str) -> list[str]:
+    """The command line of a small recording."""
+    return ["--root", str(root), "--episodes", str(episodes), "--image-size", "96x128", "--seed", "40", *more]
+
+
+def test_joint_names() -> None:
+    """As LeRobot's robots name them."""
+    assert joint_names(1)[0] == "shoulder_pan.pos"
+    assert joint_names(2)[5:7] == ["left_gripper.pos", "right_shoulder_pan.pos"]
+
+
+def test_values_are_what_the_driver_would_see(no_pictures: None) -> None:
+    """States and actions are normalised encoder ticks, and replaying the actions repeats the episode."""
+    world = World("lift", seed=3)
+    frames = record_episode(world)
+    assert frames is not None
+    end = world.data.qpos.copy()
+    calibration = ArmCalibration.of_limits(world.joint_lower, world.joint_upper)
+    assert 90 <= len(frames) <= 240
+    for frame in frames:
+        assert frame.state.shape == frame.action.shape == (6,)
+        assert frame.action.dtype == np.float32
+        assert np.all(np.abs(frame.action) <= 100.0)
+    span = calibration.range_max - calibration.range_min
+    ticks = (np.array([f.state for f in frames])[:, :5] + 100.0) / 200.0 * span[:5]
+    np.testing.assert_allclose(ticks, np.rint(ticks), atol=1e-3)
+
+    world.reset(3)
+    for frame in frames:
+        world.set_goal(0, calibration.from_normalized(frame.action))
+        world.step(TICK)
+    assert np.array_equal(world.data.qpos, end)
+    assert world.success()
+
+
+def test_a_disturbance_moves_the_arm_and_not_the_recorded_path(no_pictures: None) -> None:
+    """Actions stay the expert's; states show the arm beside the path; the seed fixes the disturbance."""
+    world = World("lift", seed=3)
+    clean = record_episode(world)
+    world.reset(3)
+    noisy = record_episode(world, noise=0.01)
+    world.reset(3)
+    again = record_episode(world, noise=0.01)
+    assert clean is not None
+    assert noisy is not None
+    assert again is not None
+    np.testing.assert_allclose(noisy[20].action, clean[20].action, atol=1e-5)
+    assert not np.array_equal(noisy[20].state, clean[20].state)
+    assert all(np.array_equal(a.state, b.state) for a, b in zip(noisy, again, strict=True))
+
+
+def test_an_expert_that_fails_is_not_recorded(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed episode gives no frames."""
+    world = World("lift", seed=3)
+    monkeypatch.setattr(dataset, "expert", lambda _: iter([np.array(world.task.start_poses[0])] * 5))
+    assert record_episode(world) is None
+
+
+@needs_gl
+def test_a_recording_is_resumed_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs make one LeRobot v3 dataset whose pictures are those of the world; other settings are refused."""
+    pytest.importorskip("lerobot")
+    root = tmp_path / "lift"
+    assert main(command(root, 1)) == 0
+    assert main(command(root, 2)) == 0
+    info = json.loads((root / "meta" / "info.json").read_text())
+    assert (info["codebase_version"], info["total_episodes"], info["fps"]) == ("v3.0", 2, 30)
+    assert info["robot_type"] == "so101_follower"
+    assert info["features"]["action"]["names"] == joint_names(1)
+    assert info["features"]["observation.images.wrist"]["shape"] == [96, 128, 3]
+    assert json.loads((root / "virtual_so101.json").read_text())["seeds"] == [40, 41]
+    assert not (root / ".meta_checkpoint").exists()
+
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    read = LeRobotDataset("local/lift", root=root, video_backend="pyav")
+    assert read.num_frames == info["total_frames"]
+    item = read[0]
+    assert item["task"] == "lift up the red cube"
+    world = World("lift", seed=40)
+    picture = dataset._picture(world, "front", (96, 128), "stretch") / 255.0
+    world.close()
+    # Mean over all pixels: H.264 keeps colour at half the resolution.
+    difference = np.abs(item["observation.images.front"].numpy().transpose(1, 2, 0) - picture).mean()
+    assert difference < 0.02
+
+    capsys.readouterr()
+    assert main(command(root, 3, "--noise", "0.01")) == 1
+    assert "other settings (noise)" in capsys.readouterr().err
+
+
+def test_what_came_after_the_last_checkpoint_is_dropped(tmp_path: Path) -> None:
+    """A killed recording goes on from files that are whole."""
+    root, settings = tmp_path / "lift", {"prompt": "p", "fps": 30, "robot_type": "r", "first_seed": 5}
+    whole, torn = root / "data" / "file-000.parquet", root / "data" / "file-001.parquet"
+    (root / ".meta_checkpoint").mkdir(parents=True)
+    (root / ".meta_checkpoint" / "info.json").write_text("whole")
+    (root / "meta").mkdir()
+    (root / "meta" / "info.json").write_text("torn")
+    (root / "data").mkdir()
+    whole.touch()
+    torn.touch()
+    note = {"settings": settings, "seeds": [5, 7], "dropped": [6], "files": ["data/file-000.parquet"]}
+    (root / "virtual_so101.json").write_text(json.dumps(note))
+    recorder = Recorder(root, settings, names=["a"], cameras=["front"], size=(96, 128), crf=23, gop=2)
+    assert recorder.episodes == 2
+    assert recorder.provenance.next_seed == 8
+    assert whole.exists()
+    assert not torn.exists()
+    assert (root / "meta" / "info.json").read_text() == "whole"
+
+
+def test_a_folder_with_something_else_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that this command did not write is overwritten."""
+    (tmp_path / "thesis.txt").write_text("years of work")
+    if gl_backend() is None:
+        pytest.skip(PACKAGES)
+    assert main(command(tmp_path, 1)) == 1
+    assert "choose another --root" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("size", ["96", "96x", "95x128", "0x10"])
+def test_a_size_that_cannot_be_is_refused(size: str, tmp_path: Path) -> None:
+    """Both edges are even numbers."""
+    with pytest.raises(SystemExit):
+        main(["--root", str(tmp_path), "--image-size", size])
