@@ -63,6 +63,10 @@ def test_spec_of_one_arm(datasets):
     assert (spec.type, spec.action_dim, spec.unit, spec.fps) == ("dataset", 6, "normalized", 30.0)
     assert spec.states == (StateSpec("arm", 6),)
     assert spec.cameras == ("front", "wrist")
+    sizes = DatasetEnv(
+        DatasetEnvConfig(dataset_path=datasets / "video", cameras={"front": "top"})
+    ).camera_sizes
+    assert sizes == {"top": (96, 128), "wrist": (96, 128)}
     assert spec.action_names[0] == "shoulder_pan.pos"
     assert spec.gripper.tolist() == [False] * 5 + [True]
     assert (spec.lower.tolist(), spec.upper.tolist()) == ([-100.0] * 5 + [0.0], [100.0] * 6)

@@ -88,6 +88,9 @@ def test_each_tick_has_the_prediction_made_for_it(datasets, expected):
         error.mean(axis=0).tolist()
     )
     assert summary["largest_error_per_joint"]["j2"] == pytest.approx(error[:, 2].max())
+    state = expected["observation.state"]
+    still = np.abs(state[ticks - ticks % 5] - expected["action"])
+    assert summary["standing_still"] == pytest.approx(still.mean(), rel=1e-5)
     assert summary["server_infer_ms"] == {"p50": 7.0, "p99": 7.0}
     assert (summary["ticks"], summary["chunks"], summary["reconnects"]) == (17, 4, 0)
 
@@ -191,7 +194,8 @@ def test_pace_keeps_the_rate_and_does_not_rush_after_a_wait():
 def test_table_of_a_run_without_answers():
     """Nothing divides by nothing."""
     asker = ChunkAsker(FakePolicy(spec()), action_dim=1)  # type: ignore[arg-type]
-    record = EpisodeRecord(0, np.zeros((3, 1), np.float32), np.full((3, 1), np.nan, np.float32))
+    nothing = np.full((3, 1), np.nan, np.float32)
+    record = EpisodeRecord(0, np.zeros((3, 1), np.float32), nothing, nothing)
     assert "in all" in format_table(summarise([record], asker, ["a"]), "rad")
 
 
@@ -212,6 +216,12 @@ def test_what_does_not_fit_is_said_with_both_numbers(datasets):
     assert (
         "top, which the dataset lacks; it has front, wrist"
         in misfits(one, spec(cameras=(camera,)), "the dataset")[0]
+    )
+    camera = CameraSpec("front", 480, 640)
+    assert misfits(one, spec(cameras=(camera,)), "the dataset", {"front": (480, 640)}) == []
+    assert (
+        "480x640 and nothing else, the dataset has 96x128"
+        in (misfits(one, spec(cameras=(camera,)), "the dataset", {"front": (96, 128)})[0])
     )
     assert "orders its actions" in misfits(one, spec(action_names=one.action_names[::-1]), "the dataset")[0]
 

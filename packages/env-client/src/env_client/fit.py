@@ -6,8 +6,11 @@ from env_client.wire import PolicySpec
 __all__ = ["doubts", "misfits"]
 
 
-def misfits(env: EnvSpec, policy: PolicySpec, name: str) -> list[str]:
-    """Sentences on why this policy must not drive this env; empty when it may. `name` says which env it is."""
+def misfits(
+    env: EnvSpec, policy: PolicySpec, name: str, sizes: dict[str, tuple[int, int]] | None = None
+) -> list[str]:
+    """Sentences on why this policy must not drive this env; empty when it may. `name` says which env it is,
+    `sizes` {camera: (height, width)} of its images where they are known before the first one."""
     found = []
     if policy.action_dim != env.action_dim:
         found.append(
@@ -30,10 +33,17 @@ def misfits(env: EnvSpec, policy: PolicySpec, name: str) -> list[str]:
             f"the policy looks through {', '.join(absent)}, which {name} lacks; it has "
             f"{', '.join(env.cameras) or 'no camera'}"
         )
-    sizes = {part.name: part.size for part in env.states}
+    for camera in policy.cameras:
+        height, width = (sizes or {}).get(camera.name, (camera.height, camera.width))
+        if camera.resize == "none" and (height, width) != (camera.height, camera.width):
+            found.append(
+                f"the policy takes {camera.name} as {camera.height}x{camera.width} and nothing else, {name} has "
+                f"{height}x{width}: the server's embodiment file may set resize to stretch, pad or crop"
+            )
+    parts = {part.name: part.size for part in env.states}
     for part in policy.states:
-        if sizes.get(part.name) != part.size:
-            there = ", ".join(f"{key} ({size})" for key, size in sizes.items()) or "no state"
+        if parts.get(part.name) != part.size:
+            there = ", ".join(f"{key} ({size})" for key, size in parts.items()) or "no state"
             found.append(f"the policy reads the state {part.name} ({part.size} values); {name} has {there}")
     return found
 

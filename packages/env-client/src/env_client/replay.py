@@ -45,12 +45,15 @@ class EpisodeRecord:
     recorded: np.ndarray
     # (T, A) float32; NaN where the replay did not come.
     predicted: np.ndarray
-    # (T,) True where a chunk begins.
+    # (T, A) float32: the pose at the moment that the chunk was asked for; what a policy that does nothing predicts.
+    still: np.ndarray
+    # Ticks at which a chunk begins.
     boundaries: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, env: DatasetEnv) -> "EpisodeRecord":
-        return cls(env.episode, env.recorded_actions, np.full_like(env.recorded_actions, np.nan))
+        actions = env.recorded_actions
+        return cls(env.episode, actions, np.full_like(actions, np.nan), np.full_like(actions, np.nan))
 
     @property
     def ticks(self) -> int:
@@ -65,6 +68,12 @@ class EpisodeRecord:
     def errors(self) -> np.ndarray:
         """(ticks, A) absolute differences between what was predicted and what was recorded."""
         return np.abs(self.predicted - self.recorded)[np.isfinite(self.predicted[:, 0])]
+
+    @property
+    def errors_of_standing_still(self) -> np.ndarray:
+        """(ticks, A) the same for an arm that keeps the pose in which each chunk was asked for; NaN where the
+        recording has no state that belongs to the action."""
+        return np.abs(self.still - self.recorded)[np.isfinite(self.predicted[:, 0])]
 
 
 class Pace:
@@ -193,18 +202,28 @@ def replay_episode(
     asker.begin_episode()
     observation, past = first, deque[Observation](maxlen=asker.history_ticks)
     chunk, captured = np.zeros((0, env.spec.action_dim), np.float32), 0
+    pose = np.full(env.spec.action_dim, np.nan, np.float32)
     while not env.done:
         tick = env.tick
         if tick - captured >= len(chunk):
             chunk, captured = asker.ask(observation, tuple(past), env.episode), tick
             record.boundaries.append(tick)
+            pose = _pose(env, observation)
         action = chunk[tick - captured]
-        record.predicted[tick] = action
+        record.predicted[tick], record.still[tick] = action, pose
         pace.wait()
         env.apply_action(action)
         past.append(observation)
         observation = env.get_observation()
         on_tick()
+
+
+def _pose(env: DatasetEnv, observation: Observation) -> np.ndarray:
+    """(A,) the measured value of each action value; NaN where the state has another size than the action."""
+    if sum(part.size for part in env.spec.states) != env.spec.action_dim:
+        return np.full(env.spec.action_dim, np.nan, np.float32)
+    state = np.concatenate([observation.states[part.name] for part in env.spec.states])
+    return state[env.spec.state_index]
 
 
 def _sentence(error: Exception) -> str:

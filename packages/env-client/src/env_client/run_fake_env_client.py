@@ -218,7 +218,7 @@ def _refuse_misfits(env: DatasetEnv, client: WebsocketClientPolicy, config: Data
     if client.spec is None:
         return  # a plain openpi server does not say what it takes
     name = f"the dataset {config.dataset_path}"
-    found = misfits(env.spec, client.spec, name)
+    found = misfits(env.spec, client.spec, name, env.camera_sizes)
     if found:
         raise EnvError("; ".join(found))
     for sentence in doubts(env.spec, client.spec, name):

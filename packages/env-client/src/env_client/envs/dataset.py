@@ -70,6 +70,11 @@ class DatasetEnv:
         self._images: dict[str, np.ndarray] = {}
 
     @property
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """{camera: (height, width)} in pixels."""
+        return {self._renamed[name]: size for name, size in self.files.camera_sizes.items()}
+
+    @property
     def episode(self) -> int:
         """Index in the dataset of the episode that is replayed now."""
         return self.episodes[self._turn % len(self.episodes)]

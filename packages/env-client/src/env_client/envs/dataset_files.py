@@ -72,6 +72,8 @@ class LeRobotFiles:
         self.state_names = _names(features.get("observation.state"), "state")
         # {camera name: feature}, in the dataset's order; depth maps are left out.
         self.cameras = {_camera_name(key): key for key, feature in features.items() if _is_camera(feature)}
+        # {camera name: (height, width)} in pixels.
+        self.camera_sizes = {name: _size(features[key]) for name, key in self.cameras.items()}
         self._tasks = self._read_tasks()
         # {episode index: where it lies}
         self.episodes = self._read_episodes()
@@ -345,6 +347,12 @@ def _is_camera(feature: dict[str, Any]) -> bool:
     return feature.get("dtype") in ("video", "image") and not info.get(
         "is_depth_map", info.get("video.is_depth_map")
     )
+
+
+def _size(feature: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of an image feature; LeRobot's shape is (H, W, C), older recordings have (C, H, W)."""
+    shape = [int(length) for length in feature["shape"]]
+    return (shape[1], shape[2]) if shape[0] in (1, 3) else (shape[0], shape[1])
 
 
 def _camera_name(key: str) -> str:

@@ -17,11 +17,18 @@ def summarise(records: Sequence[EpisodeRecord], asker: ChunkAsker, names: Sequen
     server may compile or warm up during it."""
     errors = [record.errors for record in records]
     together = np.concatenate(errors) if errors else np.zeros((0, len(names)), np.float32)
+    still = [record.errors_of_standing_still for record in records]
+    standing = np.concatenate(still) if still else np.zeros((0, len(names)), np.float32)
+    if not np.isfinite(standing).all():
+        standing = standing[:0]
     later = asker.round_trips[1:] or asker.round_trips
     return {
         "mean_absolute_error": _mean(together),
         "mean_absolute_error_per_joint": _per_joint(together, names, np.mean),
         "largest_error_per_joint": _per_joint(together, names, np.max),
+        # What an arm that keeps the pose in which each chunk was asked for would come to.
+        "standing_still": _mean(standing),
+        "standing_still_per_joint": _per_joint(standing, names, np.mean),
         "round_trip_ms": _percentiles([1e3 * seconds for seconds in later]),
         "first_inference_ms": 1e3 * asker.round_trips[0] if asker.round_trips else None,
         "server_infer_ms": _percentiles(asker.infer_ms[1:] or asker.infer_ms),
@@ -48,15 +55,22 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def format_table(summary: dict[str, Any], unit: str) -> str:
-    """The summary as people read it."""
+    """The summary as people read it. "standing still" is the mean error of an arm that keeps the pose in which each
+    chunk was asked for: a policy that has learned something is well below it."""
     mean, largest = summary["mean_absolute_error_per_joint"], summary["largest_error_per_joint"]
-    width = max([len(name) for name in mean] + [len("in all")])
-    lines = [f"{'':{width}}  mean abs. error   largest   ({unit})"]
-    for name, value in mean.items():
-        lines.append(f"{name:{width}}  {_number(value):>15}   {_number(largest[name]):>7}")
+    still = summary["standing_still_per_joint"]
     top = max((value for value in largest.values() if value is not None), default=None)
-    lines.append(f"{'in all':{width}}  {_number(summary['mean_absolute_error']):>15}   {_number(top):>7}")
+    rows = [(name, mean[name], largest[name], still[name]) for name in mean]
+    rows.append(("in all", summary["mean_absolute_error"], top, summary["standing_still"]))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'':{width}}  mean abs. error   largest   standing still   ({unit})"]
+    lines += [
+        f"{name:{width}}  {_number(error):>15}   {_number(worst):>7}   {_number(idle):>14}"
+        for name, error, worst, idle in rows
+    ]
     trip, infer, first = summary["round_trip_ms"], summary["server_infer_ms"], summary["first_inference_ms"]
+    if summary["standing_still"] is not None:
+        lines.append("(standing still: an arm that keeps the pose in which each chunk was asked for)")
     lines += [
         "",
         f"round trip       p50 {_ms(trip['p50'])}   p99 {_ms(trip['p99'])}   ({summary['chunks']} chunks)",
