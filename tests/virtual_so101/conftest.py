@@ -88,6 +88,9 @@ def make_twin(tmp_path: Path) -> Iterator[Callable[..., Twin]]:
     def make(arms: int = 1, **options: Any) -> Twin:
         links = [tmp_path / f"port{arm}" for arm in range(arms)]
         options.setdefault("camera_port", None)
+        # As the command does: the driver gives up on an answer after 50 ms, and in one process with it the
+        # servos would wait for its interpreter.
+        options.setdefault("bus_process", True)
         twin = Twin(KinematicWorld(arms), links, **options)
         for chain, name in zip(twin.chains, arm_ids("virtual", arms), strict=True):
             chain.calibration.save(tmp_path / "calibration" / f"{name}.json")
@@ -125,6 +128,27 @@ def make_follower(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             if follower.bus.port_handler.ser is not None:
                 follower.bus.port_handler.ser.close()
             follower.bus.port_handler.is_open = False
+
+
+@pytest.fixture
+def connect() -> Callable[[Any], None]:
+    """Connect a driver, which itself asks each servo only once: on shared cores an answer may come too late."""
+
+    def make(driver: Any) -> None:
+        for last in (False, False, True):
+            try:
+                driver.connect(calibrate=False)
+                return
+            except (ConnectionError, RuntimeError):
+                if last:
+                    raise
+                bus = getattr(driver, "bus", None)
+                for arm in [bus] if bus is not None else [driver.left_arm.bus, driver.right_arm.bus]:
+                    if arm.port_handler.is_open:
+                        arm.port_handler.closePort()
+                    arm.port_handler.is_using = False
+
+    return make
 
 
 @pytest.fixture

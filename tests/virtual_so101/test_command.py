@@ -63,7 +63,7 @@ def robot(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def follower(robot):
+def follower(robot, connect):
     """LeRobot's follower with both cameras, built from the written files alone."""
     pytest.importorskip("lerobot")
     from lerobot.cameras.zmq import ZMQCameraConfig
@@ -82,7 +82,7 @@ def follower(robot):
         },
     )
     robot = SO101Follower(config)
-    robot.connect(calibrate=False)
+    connect(robot)
     yield robot
     robot.disconnect()
 

@@ -140,6 +140,16 @@ def test_what_came_after_the_last_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert (root / "meta" / "info.json").read_text() == "whole"
 
 
+def test_a_recording_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    """Nothing in it is whole; its note says that it is ours to remove."""
+    root, settings = tmp_path / "lift", {"prompt": "p", "fps": 30, "robot_type": "r", "first_seed": 5}
+    (root / "data").mkdir(parents=True)
+    (root / "virtual_so101.json").write_text(json.dumps({"settings": settings}))
+    recorder = Recorder(root, settings, names=["a"], cameras=["front"], size=(96, 128), crf=23, gop=2)
+    assert recorder.episodes == 0
+    assert not root.exists()
+
+
 def test_a_folder_with_something_else_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

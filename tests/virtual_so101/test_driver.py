@@ -28,54 +28,56 @@ def settle(follower, action, seconds=3.0, tolerance=1.0):
         time.sleep(1 / 30)
 
 
-def test_follower_connects_and_is_calibrated(make_twin, make_follower):
+def test_follower_connects_and_is_calibrated(make_twin, make_follower, connect):
     """The file that the twin writes matches its servos, so connect needs no questions."""
     follower = make_follower(make_twin())
-    follower.connect(calibrate=False)
+    connect(follower)
     assert follower.is_calibrated
     assert all(follower.bus.read("Torque_Enable", name) == 1 for name in JOINTS)
     assert follower.bus.ping("gripper") == 777
 
 
-def test_a_loop_reads_what_was_commanded(make_twin, make_follower, pose):
+def test_a_loop_reads_what_was_commanded(make_twin, make_follower, pose, connect):
     """At 30 Hz each joint follows its goal, in normalised units."""
     follower = make_follower(make_twin())
-    follower.connect(calibrate=False)
+    connect(follower)
     for value, gripper in ((40.0, 90.0), (-60.0, 10.0), (0.0, 50.0)):
         observation = settle(follower, pose(value, gripper))
         for key, wanted in pose(value, gripper).items():
             assert observation[key] == pytest.approx(wanted, abs=1.0), key
 
 
-def test_degrees_are_the_joint_angles(make_twin, make_follower):
+def test_degrees_are_the_joint_angles(make_twin, make_follower, connect):
     """With use_degrees a commanded 30° is 30° from the middle of the joint's range in the world."""
     twin = make_twin()
     follower = make_follower(twin, use_degrees=True)
-    follower.connect(calibrate=False)
+    connect(follower)
     settle(follower, {"shoulder_pan.pos": 30.0, "elbow_flex.pos": -45.0}, tolerance=0.2)
     angles = np.rad2deg(twin.world.positions(0))
     assert angles[0] == pytest.approx(30.0, abs=0.5)
     assert angles[2] == pytest.approx(-45.0, abs=0.5)
 
 
-def test_the_arm_keeps_its_pose_on_connect_and_falls_limp_on_disconnect(make_twin, make_follower, pose):
+def test_the_arm_keeps_its_pose_on_connect_and_falls_limp_on_disconnect(
+    make_twin, make_follower, pose, connect
+):
     """Enabling torque makes the present pose the goal; disconnect drops torque as the driver asks."""
     twin = make_twin()
     follower = make_follower(twin)
-    follower.connect(calibrate=False)
+    connect(follower)
     settle(follower, pose(30.0))
     before = twin.world.positions(0)
     follower.disconnect()
-    assert not any(servo.driving for servo in twin.chains[0].servos)
-    follower.connect(calibrate=False)
+    assert not any(twin.status()["buses"][0]["torque"])
+    connect(follower)
     time.sleep(0.1)
     assert np.allclose(twin.world.positions(0), before, atol=0.01)
 
 
-def test_registers_of_the_motor_are_readable(make_twin, make_follower, pose):
+def test_registers_of_the_motor_are_readable(make_twin, make_follower, pose, connect):
     """Load, velocity, temperature, voltage and current answer in the servo's units."""
     follower = make_follower(make_twin())
-    follower.connect(calibrate=False)
+    connect(follower)
     follower.send_action(pose(80.0))
     time.sleep(0.1)
     bus = follower.bus
@@ -91,7 +93,7 @@ def test_registers_of_the_motor_are_readable(make_twin, make_follower, pose):
     assert bus.read("Goal_Position", "gripper") == pytest.approx(50.0, abs=0.5)
 
 
-def test_two_arms(make_twin, tmp_path):
+def test_two_arms(make_twin, tmp_path, connect):
     """BiSOFollower drives two buses; the arms do not mix."""
     from lerobot.robots.bi_so_follower import BiSOFollower, BiSOFollowerConfig
     from lerobot.robots.so_follower import SOFollowerConfig
@@ -106,7 +108,7 @@ def test_two_arms(make_twin, tmp_path):
             right_arm_config=right,
         )
     )
-    robot.connect(calibrate=False)
+    connect(robot)
     try:
         assert robot.is_calibrated
         action = {f"left_{j}.pos": 20.0 for j in JOINTS} | {f"right_{j}.pos": 35.0 for j in JOINTS}
@@ -117,7 +119,7 @@ def test_two_arms(make_twin, tmp_path):
         robot.disconnect()
 
 
-def test_leader_reads_an_arm_moved_by_hand(make_twin, tmp_path):
+def test_leader_reads_an_arm_moved_by_hand(make_twin, tmp_path, connect):
     """SO101Leader switches torque off and reads where a hand puts the arm."""
     from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
@@ -130,7 +132,7 @@ def test_leader_reads_an_arm_moved_by_hand(make_twin, tmp_path):
             use_degrees=True,
         )
     )
-    leader.connect(calibrate=False)
+    connect(leader)
     try:
         middle = twin.chains[0].calibration.middle
         twin.move_by_hand(0, middle + np.array([0.5, -0.4, 0.3, 0.0, 0.0, 0.2]))
@@ -138,16 +140,16 @@ def test_leader_reads_an_arm_moved_by_hand(make_twin, tmp_path):
         action = leader.get_action()
         assert action["shoulder_pan.pos"] == pytest.approx(np.rad2deg(0.5), abs=0.5)
         assert action["shoulder_lift.pos"] == pytest.approx(np.rad2deg(-0.4), abs=0.5)
-        assert not any(servo.driving for servo in twin.chains[0].servos)
+        assert not any(twin.status()["buses"][0]["torque"])
     finally:
         leader.disconnect()
 
 
-def test_calibration_procedure(make_twin, make_follower, pose, tmp_path, monkeypatch):
+def test_calibration_procedure(make_twin, make_follower, pose, tmp_path, monkeypatch, connect):
     """LeRobot's own calibration finds the joint ranges of an arm that a hand sweeps, and the result works."""
     twin = make_twin()
     follower = make_follower(twin, id="fresh")
-    follower.connect(calibrate=False)
+    connect(follower)
     with pytest.raises(RuntimeError, match="calibration"):
         follower.get_observation()
     lower, upper = twin.world.joint_lower, twin.world.joint_upper
@@ -189,39 +191,44 @@ def test_calibration_procedure(make_twin, make_follower, pose, tmp_path, monkeyp
 
 def test_motor_set_up(make_twin, make_follower, monkeypatch):
     """`setup_motors` finds one factory-new servo after the other and gives them ids 6 to 1."""
+    import serial
+
     twin = make_twin()
     chain = twin.chains[0]
     chain.as_from_factory()
-    # One servo arrives at another baud rate.
-    chain.servos[2].put("baud_rate", 1)
+    # One servo arrives at another baud rate, 500 kbit/s: write 1 to its register 6.
+    chain.wire({2})
+    with serial.Serial(str(twin.buses[0].link), 1_000_000, timeout=2.0) as port:
+        port.write(bytes((0xFF, 0xFF, 1, 4, 3, 6, 1, 0xF0)))
+        assert port.read(6) == bytes((0xFF, 0xFF, 1, 2, 0, 0xFC))
     follower = make_follower(twin)
     order = iter(reversed(range(6)))
     monkeypatch.setattr(builtins, "input", lambda prompt="": chain.wire({next(order)}) or "")
     follower.setup_motors()
     chain.wire(None)
-    assert [servo.get("id") for servo in chain.servos] == [1, 2, 3, 4, 5, 6]
-    chain.power_cycle()
-    assert [servo.get("id") for servo in chain.servos] == [1, 2, 3, 4, 5, 6]
-    assert [servo.baud_rate for servo in chain.servos] == [1_000_000] * 6
     assert set(follower.bus.broadcast_ping()) == {1, 2, 3, 4, 5, 6}
+    # Saved, not only set.
+    chain.power_cycle()
+    assert set(follower.bus.broadcast_ping()) == {1, 2, 3, 4, 5, 6}
+    assert [chain.joint_of_id(servo_id) for servo_id in range(1, 7)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_pace_slows_a_transaction_to_the_wire(make_twin, make_follower):
+def test_pace_slows_a_transaction_to_the_wire(make_twin, make_follower, connect):
     """With pacing each answered transaction takes at least the adapter's latency and its bits."""
     follower = make_follower(make_twin(pace=True))
-    follower.connect(calibrate=False)
+    connect(follower)
     start = time.monotonic()
     for _ in range(20):
         follower.bus.sync_read("Present_Position")
     assert (time.monotonic() - start) / 20 > 0.001
 
 
-def test_the_log_proves_what_was_commanded(make_twin, make_follower, pose, tmp_path):
+def test_the_log_proves_what_was_commanded(make_twin, make_follower, pose, tmp_path, connect):
     """Every goal of every joint is in the file, in ticks, within limits that a test can check."""
     path = tmp_path / "servo.jsonl"
     twin = make_twin(log_path=path)
     follower = make_follower(twin)
-    follower.connect(calibrate=False)
+    connect(follower)
     for value in np.linspace(0.0, 30.0, 31):
         follower.send_action(pose(float(value)))
     follower.get_observation()

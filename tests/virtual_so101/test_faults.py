@@ -13,11 +13,11 @@ pytest.importorskip("lerobot")
 
 
 @pytest.fixture
-def connected(make_twin, make_follower):
+def connected(make_twin, make_follower, connect):
     """A twin and a follower that is connected to it."""
     twin = make_twin()
     follower = make_follower(twin)
-    follower.connect(calibrate=False)
+    connect(follower)
     return twin, follower
 
 
@@ -50,27 +50,29 @@ def test_many_lost_packets_become_connection_errors(connected):
     follower.get_observation()
 
 
-def test_late_replies_leave_reads_one_cycle_behind(connected):
-    """After one stall each read returns the pose of the cycle before, without an error; a flush cures it."""
+def test_late_replies_leave_reads_behind(connected):
+    """After one stall each read returns an earlier cycle's pose, without an error; a flush cures it."""
     twin, follower = connected
-    pan = "shoulder_pan.pos"
+    scale = 100 / twin.world.joint_upper[0]
 
     def shown_after_moving_to(value):
-        """What the driver reads once the arm stands at `value` (rad)."""
+        """What the driver reads (rad) once the arm stands at `value` (rad)."""
         target = np.zeros(6)
         target[0] = value
         twin.move_by_hand(0, twin.chains[0].calibration.middle + target)
         time.sleep(0.4)
-        return follower.get_observation()[pan]
+        return follower.get_observation()["shoulder_pan.pos"] / scale
 
-    scale = 100 / twin.world.joint_upper[0]
-    assert shown_after_moving_to(0.2) == pytest.approx(0.2 * scale, abs=1.0)
+    assert shown_after_moving_to(0.2) == pytest.approx(0.2, abs=0.02)
     fault(twin, "late:80")
     follower.get_observation()
-    assert shown_after_moving_to(0.4) == pytest.approx(0.2 * scale, abs=1.0)
-    assert shown_after_moving_to(0.6) == pytest.approx(0.4 * scale, abs=1.0)
+    # One cycle behind; on a machine that adds a stall of its own, more: never the present pose.
+    assert shown_after_moving_to(0.4) < 0.25
+    assert shown_after_moving_to(0.6) < 0.45
+    # Not at once: the answer to the last question is still on its way.
+    time.sleep(0.2)
     follower.bus.port_handler.ser.reset_input_buffer()
-    assert shown_after_moving_to(0.8) == pytest.approx(0.8 * scale, abs=1.0)
+    assert shown_after_moving_to(0.8) == pytest.approx(0.8, abs=0.02)
 
 
 def test_a_dead_servo_is_silent_and_limp(connected, pose):
@@ -101,7 +103,7 @@ def test_a_dead_servo_is_named_on_connect(make_twin, make_follower):
         make_follower(twin).connect(calibrate=False)
 
 
-def test_unplugging_breaks_the_driver_for_good(connected, make_follower, pose):
+def test_unplugging_breaks_the_driver_for_good(connected, make_follower, pose, connect):
     """termios.error, then a port in use for ever; a new object connects when the plug is back."""
     twin, follower = connected
     link = twin.buses[0].link
@@ -119,7 +121,7 @@ def test_unplugging_breaks_the_driver_for_good(connected, make_follower, pose):
         fresh.connect(calibrate=False)
     fault(twin, "replug")
     again = make_follower(twin)
-    again.connect(calibrate=False)
+    connect(again)
     again.get_observation()
 
 
