@@ -13,13 +13,21 @@ from small_checkpoints import save_act, save_diffusion
 
 
 @pytest.fixture(scope="session")
-def act(tmp_path_factory) -> Path:
+def one_thread() -> None:
+    """Models this small run no faster on two threads, and far slower where the machine is busy."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def act(tmp_path_factory, one_thread) -> Path:
     """An ACT checkpoint; tests copy it before they change it."""
     return save_act(tmp_path_factory.mktemp("checkpoints") / "act")
 
 
 @pytest.fixture(scope="session")
-def diffusion(tmp_path_factory) -> Path:
+def diffusion(tmp_path_factory, one_thread) -> Path:
     """A Diffusion checkpoint with a history of two ticks; tests copy it before they change it."""
     return save_diffusion(tmp_path_factory.mktemp("checkpoints") / "diffusion")
 
