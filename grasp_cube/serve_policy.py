@@ -132,6 +132,9 @@ def _load(config: PolicyConfig):
 
 def _bind(host: str, port: int) -> socket.socket:
     """The bound socket, not yet listening."""
+    # The resolver takes larger numbers modulo 65536.
+    if not 0 <= port <= 65535:
+        raise PolicyError(f"--port is {port}; a number from 0 to 65535 was expected")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

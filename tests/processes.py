@@ -56,7 +56,8 @@ class Running:
                     return found
                 left = deadline - time.monotonic()
                 ended = self.process.poll() is not None and not self._reader.is_alive()
-                assert left > 0 and not ended, f"no {pattern!r} in:\n" + "\n".join(self.lines)
+                if left <= 0 or ended:
+                    raise AssertionError(f"no {pattern!r} in:\n" + "\n".join(self.lines))
                 self._grown.wait(min(left, 0.2))
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:

@@ -71,6 +71,8 @@ class Scheduler:
         self._jobs: deque[_Job | Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        # Requests in the batch that the device works on.
+        self.running = 0
         self._thread = threading.Thread(target=self._main, name="device", daemon=True)
 
     @property
@@ -173,7 +175,9 @@ class Scheduler:
             if callable(batch):
                 batch()
             elif batch:
+                self.running = len(batch)
                 self._infer(batch)
+                self.running = 0
 
     def _take(self) -> "list[_Job] | Callable[[], None]":
         """The oldest entry, and with it the waiting requests that may share its batch."""

@@ -297,6 +297,7 @@ class PolicyServer:
             "policy": self.policy.spec.to_wire(),
             "sessions": len(self.sessions),
             "queue": self.scheduler.waiting,
+            "running": self.scheduler.running,
         }
 
 

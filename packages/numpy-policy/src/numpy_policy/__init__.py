@@ -23,7 +23,7 @@ from grasp_cube.policies.policy import PolicyError, PolicyRequest
 __all__ = ["BEHAVIOURS", "NumpyPolicy", "Options", "expected_chunk", "load", "write_checkpoint"]
 
 TYPE = "numpy_test"
-BEHAVIOURS = ("ok", "nan", "raise", "wrong_dim")
+BEHAVIOURS = ("ok", "constant", "nan", "raise", "wrong_dim")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options:
     load_s: float = 0.0
     # Seconds that warming up takes.
     warm_up_s: float = 0.0
-    # ok | nan (one value is NaN) | raise (a RuntimeError) | wrong_dim (one value too many in each action).
+    # ok | constant (zeros, without a look at the pixels: an empty policy for benchmarks) | nan (one value is NaN) | raise (a RuntimeError) | wrong_dim (one value too many in each action).
     behaviour: str = "ok"
     # The behaviour shows only when the prompt is this one; None: always.
     behaviour_prompt: str | None = None
@@ -156,6 +156,8 @@ class NumpyPolicy:
         self.closed = True
 
     def _answer(self, request: PolicyRequest) -> np.ndarray:
+        if self.options.behaviour == "constant":
+            return np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
         prompt = resolve_prompt(request, self.spec)
         actions = _chunk(self.spec, self._reader.frames(request), prompt)
         faulty = self.options.behaviour_prompt in (None, prompt)

@@ -1,0 +1,59 @@
+"""A plain openpi-style policy server, the peer that ours is measured and tested against.
+
+What such servers have in common: the metadata first, then one request map and one reply map in lock step, with
+the inference on the event loop. Written from the description of the wire; arrays by the openpi-client package.
+
+    python benchmarks/plain_server.py --port 8001 --delay-s 0 --horizon 16
+"""
+
+import argparse
+import asyncio
+import http
+import time
+
+import numpy as np
+from openpi_client import msgpack_numpy
+from websockets.asyncio.server import ServerConnection, serve
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one and prints it")
+    parser.add_argument(
+        "--delay-s", type=float, default=0.0, help="how long one inference blocks the event loop"
+    )
+    parser.add_argument(
+        "--first-delay-s", type=float, default=0.0, help="the same for the first inference of all"
+    )
+    parser.add_argument("--horizon", type=int, default=16)
+    options = parser.parse_args()
+    packer = msgpack_numpy.Packer()
+    first = True
+
+    async def handle(connection: ServerConnection) -> None:
+        nonlocal first
+        await connection.send(packer.pack({"server": "plain"}))
+        async for frame in connection:
+            obs = msgpack_numpy.unpackb(frame)
+            started = time.perf_counter()
+            time.sleep(options.first_delay_s if first else options.delay_s)
+            first = False
+            state = np.asarray(obs["states"]["arm"], np.float32)
+            actions = np.tile(state, (options.horizon, 1))
+            timing = {"infer_ms": (time.perf_counter() - started) * 1e3}
+            await connection.send(packer.pack({"actions": actions, "server_timing": timing}))
+
+    def health(connection: ServerConnection, request):
+        return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+
+    async with serve(
+        handle, "127.0.0.1", options.port, compression=None, max_size=None, process_request=health
+    ) as server:
+        print(f"listening at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

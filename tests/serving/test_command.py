@@ -1,0 +1,185 @@
+"""`serve_policy` as a person types it: help, mistakes, signals."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from env_client.websocket_client_policy import WebsocketClientPolicy
+from env_client.wire import RemoteError
+from numpy_policy import write_checkpoint
+from processes import ROOT, policy_server, running
+from serving_parts import CAMERAS, make_observation
+
+SERVE = (sys.executable, "-m", "grasp_cube.serve_policy")
+
+
+def refused(*arguments: object, cwd=ROOT) -> str:
+    """The one line on stderr of a command that must not start."""
+    done = subprocess.run(
+        [*SERVE, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "Waiting for client" not in done.stdout
+    return lines[0]
+
+
+def test_help_needs_nothing_heavy():
+    """Help is answered without torch, LeRobot, OpenCV or the server's own modules."""
+    code = (
+        "import sys; from grasp_cube import serve_policy\n"
+        "try: serve_policy.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'lerobot', 'cv2', 'websockets', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "--policy.path" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_wrong_path_is_one_line(tmp_path):
+    """The absolute path that was tried is named."""
+    assert str(tmp_path / "missing") in refused("--policy.path", tmp_path / "missing")
+
+
+def test_a_folder_without_config_is_one_line(tmp_path):
+    """config.json is named."""
+    assert "config.json" in refused("--policy.path", tmp_path)
+
+
+def test_an_unknown_type_is_one_line(tmp_path):
+    """The type that came and those that exist are named."""
+    (tmp_path / "config.json").write_text('{"type": "telepathy"}')
+    line = refused("--policy.path", tmp_path)
+    assert "telepathy" in line
+    assert "act" in line
+
+
+def test_no_checkpoint_at_all_is_one_line():
+    """It says which flags to give."""
+    assert "--policy.path" in refused()
+
+
+def test_an_unknown_flag_is_one_line():
+    """The closest flag is suggested."""
+    assert "--policy.path" in refused("--policy.pth", "x")
+
+
+def test_a_port_in_use_is_one_line(checkpoint):
+    """Before anything is loaded."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("--policy.path", checkpoint, "--host", "127.0.0.1", "--port", port)
+        assert str(port) in line
+        assert "--port" in line
+
+
+def test_a_port_out_of_range_is_one_line(checkpoint):
+    """And a host that does not exist."""
+    assert "70000" in refused("--policy.path", checkpoint, "--port", 70000)
+    assert "256.1.1.1" in refused("--policy.path", checkpoint, "--host", "256.1.1.1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_the_running_inference(slow_checkpoint, number):
+    """The client that waits still gets its chunk; the exit code is 0; nothing is printed but that it stops."""
+    chunks: list[np.ndarray] = []
+    with policy_server(slow_checkpoint) as (server, port), WebsocketClientPolicy("127.0.0.1", port) as policy:
+        thread = threading.Thread(target=lambda: chunks.append(policy.infer(make_observation())["actions"]))
+        with WebsocketClientPolicy("127.0.0.1", port) as observer:
+            thread.start()
+            while not observer.status()["running"]:
+                pass
+        assert server.end(number) == 0
+        thread.join(10)
+        assert [chunk.shape for chunk in chunks] == [(16, 6)]
+        assert server.output.endswith("Stopped.")
+        assert "Traceback" not in server.output
+
+
+def test_a_signal_while_loading_ends_it(tmp_path):
+    """Nobody waits for a checkpoint that nobody wants any more."""
+    checkpoint = write_checkpoint(tmp_path / "loads", load_s=60)
+    with running(*SERVE, "--policy.path", checkpoint, "--host", "127.0.0.1", "--port", "0") as server:
+        # The handlers are in place once the port is taken, which shows in the process's sockets.
+        while not _has_socket(server.process.pid):
+            pass
+        assert server.end(signal.SIGTERM) == 130
+        assert "Stopped while loading." in server.output
+
+
+def _has_socket(pid: int) -> bool:
+    links = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            links.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except FileNotFoundError:
+            continue
+    # The event loop itself owns a pair of sockets.
+    return sum(link.startswith("socket:") for link in links) >= 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"), [("nan", "not finite"), ("wrong_dim", "[16, 7]"), ("raise", "log says why")]
+)
+def test_a_policy_that_fails_is_told_and_the_server_lives(tmp_path, behaviour, sentence):
+    """No such chunk leaves the server; the traceback stays in its log; other prompts are still served."""
+    checkpoint = write_checkpoint(
+        tmp_path / behaviour, cameras=CAMERAS, behaviour=behaviour, behaviour_prompt="misbehave"
+    )
+    with policy_server(checkpoint) as (server, port), WebsocketClientPolicy("127.0.0.1", port) as policy:
+        with pytest.raises(RemoteError) as caught:
+            policy.infer(make_observation(), prompt="misbehave")
+        assert caught.value.code == "INTERNAL"
+        assert sentence in caught.value.message
+        assert policy.infer(make_observation())["actions"].shape == (16, 6)
+        if behaviour == "raise":
+            server.wait_for("RuntimeError: numpy_test raises")
+
+
+def test_a_key_is_asked_for_before_the_upgrade(checkpoint):
+    """No key, a wrong key, a key in the wrong header: 401. Both schemes of the right one are let in."""
+
+    def status(headers: dict[str, str]) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        upgrade = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+        connection.request("GET", "/", headers=upgrade | headers)
+        return connection.getresponse().status
+
+    with policy_server(checkpoint, "--api-key", "secret") as (_, port):
+        assert status({}) == 401
+        assert status({"Authorization": "Api-Key wrong"}) == 401
+        assert status({"Authorization": "secret"}) == 401
+        assert status({"X-Api-Key": "secret"}) == 401
+        assert status({"Authorization": "Api-Key secret"}) == 101
+        assert status({"Authorization": "Bearer secret"}) == 101
+        with pytest.raises(RemoteError) as caught:
+            WebsocketClientPolicy("127.0.0.1", port)
+        assert caught.value.code == "UNAUTHENTICATED"
+        with WebsocketClientPolicy("127.0.0.1", port, api_key="secret") as policy:
+            assert policy.infer(make_observation())["actions"].shape == (16, 6)
+
+
+@pytest.mark.parametrize("script", ["serve_diffusion_policy.py", "serve_act_policy.py"])
+def test_the_scripts_of_the_first_documents_start(script, checkpoint):
+    """Under their old paths, with the old flags."""
+    path = ROOT / "grasp_cube" / "real" / script
+    command = (sys.executable, path, "--policy.path", checkpoint, "--device", "cpu", "--host", "127.0.0.1")
+    with running(*command, "--port", "0") as server:
+        server.wait_for("Waiting for client connections at ws://127.0.0.1:")
+        assert server.end() == 0
