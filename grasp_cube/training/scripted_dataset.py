@@ -74,6 +74,7 @@ def make_scripted_dataset(config: ScriptedDatasetConfig) -> Path:
         features=_features(height, width),
         root=root,
         robot_type=_ROBOT,
+        video_backend="pyav",
         # Every player and every decoder reads H.264; two seconds between key frames keep the files small.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", g=60, crf=23, preset="medium"),
         streaming_encoding=True,

@@ -1,0 +1,125 @@
+"""train_checkpoint: three steps, an interruption, and a folder that LeRobot loads strictly."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grasp_cube.training.train import TrainConfig, main, train_checkpoint
+
+
+def small(dataset: Path, out: Path, **options: Any) -> TrainConfig:
+    """Three steps of two samples."""
+    usual: dict[str, Any] = {"steps": 3, "batch_size": 2, "image_size": "32x40", "width": 16, "save_every": 1}
+    return TrainConfig(str(dataset), str(out), **(usual | {"precision": "float32"} | options))
+
+
+@pytest.fixture(scope="module")
+def act(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
+    """A finished ACT run and its report."""
+    out = tmp_path_factory.mktemp("act") / "lift_act"
+    config = small(scripted, out, chunk=10, eval_dataset=str(scripted))
+    return config, train_checkpoint(config)
+
+
+def test_the_folder_is_complete_and_small(act: tuple[TrainConfig, dict[str, Any]]) -> None:
+    """Half precision on disk, no weights to fetch from a network, the embodiment beside the config."""
+    from safetensors import safe_open
+
+    out = Path(act[0].out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["pretrained_backbone_weights"] is None
+    assert config["pretrained_path"] is None
+    assert config["device"] == "cpu"
+    assert config["input_features"]["observation.images.front"]["shape"] == [3, 32, 40]
+    assert yaml.safe_load((out / "embodiment.yaml").read_text()) == {
+        "base": "so101",
+        "unit": "normalized",
+        "resize": "stretch",
+        "fps": 30,
+        "prompt": "lift up the red cube",
+    }
+    with safe_open(out / "model.safetensors", "pt") as weights:
+        kinds = {str(weights.get_tensor(name).dtype) for name in weights.keys()}  # noqa: SIM118
+    assert kinds == {"torch.float16"}
+    assert (out / "model.safetensors").stat().st_size < 25e6
+    assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    readme = (out / "README.md").read_text()
+    assert f"uv run train_checkpoint --dataset {act[0].dataset}" in readme
+    assert "| shoulder_pan.pos |" in readme
+
+
+def test_what_was_saved_is_what_was_trained(act: tuple[TrainConfig, dict[str, Any]]) -> None:
+    """The folder, loaded strictly, gives the actions of the policy before it was saved, to half precision."""
+    error = act[1]["error"]
+    assert error["half_precision"] < 0.5
+    assert set(error["joints"]) == {f"{name}.pos" for name in _JOINTS}
+
+
+def test_a_missing_tensor_is_an_error(act: tuple[TrainConfig, dict[str, Any]], tmp_path: Path) -> None:
+    """Loading is strict: a checkpoint that lost one weight is refused."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from grasp_cube.training.checkpoint import load_checkpoint
+
+    folder = tmp_path / "broken"
+    shutil.copytree(act[0].out, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_checkpoint(folder)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    act: tuple[TrainConfig, dict[str, Any]], scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended after two of three steps and resumed, it sees the same samples and reaches the same losses."""
+    from grasp_cube.training.train import _Trainer
+
+    config = small(scripted, tmp_path / "again", chunk=10)
+    step = _Trainer._step
+
+    def dies_at_the_third(trainer: _Trainer, batch: Any) -> float:
+        if len(trainer.losses) == 2:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    monkeypatch.setattr(_Trainer, "_step", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train_checkpoint(config)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match="add --resume"):
+        train_checkpoint(config)
+    with pytest.raises(ValueError, match="batch_size 2, this command 3"):
+        train_checkpoint(dataclasses.replace(config, resume=True, batch_size=3))
+    train_checkpoint(dataclasses.replace(config, resume=True))
+    whole = json.loads((act[0].run / "state" / "losses.json").read_text())
+    assert json.loads((config.run / "state" / "losses.json").read_text()) == pytest.approx(whole, rel=1e-4)
+
+
+def test_diffusion_trains_and_loads(scripted: Path, tmp_path: Path) -> None:
+    """One shared encoder, DDIM, two observed ticks, under 25 MB."""
+    config = small(scripted, tmp_path / "lift_diffusion", type="diffusion", steps=1, width=None)
+    report = train_checkpoint(dataclasses.replace(config, eval_dataset=str(scripted)))
+    saved = json.loads((tmp_path / "lift_diffusion" / "config.json").read_text())
+    assert saved["noise_scheduler_type"] == "DDIM"
+    assert saved["n_obs_steps"] == 2
+    assert saved["n_action_steps"] == 16
+    assert (tmp_path / "lift_diffusion" / "model.safetensors").stat().st_size < 25e6
+    assert report["error"]["half_precision"] < 0.5
+
+
+def test_a_folder_that_is_no_dataset_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command names the folder and ends with 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["--dataset", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "is no LeRobot dataset" in capsys.readouterr().err
+
+
+_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
