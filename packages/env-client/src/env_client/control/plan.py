@@ -14,6 +14,9 @@ import numpy as np
 
 __all__ = ["Chunk", "LatencyEstimate", "Plan", "largest_step"]
 
+# How many chunks say how fast this policy moves.
+RECENT_CHUNKS = 10
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -64,7 +67,9 @@ class LatencyEstimate:
 class Plan:
     """A queue of actions that new chunks are merged into."""
 
-    def __init__(self, action_dim: int):
+    def __init__(self, action_dim: int, quiet_step: float = 0.0):
+        """`quiet_step`: a step so small, in robot units, that a seam may always use it to close a gap."""
+        self._quiet_step = quiet_step
         self._empty: np.ndarray = np.zeros((0, action_dim))
         self.clear()
 
@@ -75,12 +80,17 @@ class Plan:
         self._at = 0
         # The last row handed out: the seam must continue from it.
         self._last: np.ndarray | None = None
-        # (A,) largest step inside the chunks that the plan was made of.
-        self.inner_step: np.ndarray = np.zeros(self._empty.shape[1])
+        # (A,) each: the largest steps inside the newest chunks.
+        self._steps: deque[np.ndarray] = deque(maxlen=RECENT_CHUNKS)
 
     @property
     def remaining(self) -> int:
         return len(self._rows) - self._at
+
+    @property
+    def inner_step(self) -> np.ndarray:
+        """(A,) largest step inside the newest chunks of this episode; zeros before the first."""
+        return np.max(self._steps, axis=0) if self._steps else np.zeros(self._empty.shape[1])
 
     @property
     def received(self) -> np.ndarray:
@@ -95,34 +105,42 @@ class Plan:
         self._at += 1
         return self._last.astype(np.float32)
 
+    def _learn(self, actions: np.ndarray) -> None:
+        # A single row says nothing of how fast the policy moves.
+        if len(actions) > 1:
+            self._steps.append(largest_step(actions))
+
     def replace(self, actions: np.ndarray) -> None:
         """Continue with (T, A) `actions` as they are."""
         self._received = self._rows = actions.astype(np.float64)
         self._at = 0
-        self.inner_step = largest_step(actions)
+        self._learn(actions)
 
     def merge(self, actions: np.ndarray, consumed: int, blend: int) -> bool:
         """Continue with (T, A) `actions`, of which the first `consumed` lie in the past. False if all do.
 
         Over the first `blend` rows of the overlap the old plan fades out linearly. Then no step, from the last
-        action handed out on, may exceed the largest step inside either chunk (per joint). A joint that hardly
-        moves inside its chunks may still close its gap evenly over the rest of the plan, or it never could.
+        action handed out on, may exceed the largest step inside the newest chunks (per joint): a plan may lag
+        behind its chunk for a while, but it does not jump. A joint that hardly moves inside its chunks could then
+        never close a gap: it may do so evenly over the rest of the plan, in steps no larger than those of the
+        joint that moves most, or than the quiet step.
         """
         fresh = actions[consumed:].astype(np.float64)
         if not len(fresh):
             return False
         old = self._rows[self._at :]
-        inner = largest_step(actions)
-        limit: np.ndarray = np.maximum(inner, self.inner_step)
+        self._learn(actions)
+        limit = self.inner_step
         rows = fresh.copy()
         overlap = min(len(old), len(fresh), blend)
         if overlap:
             weight = (np.arange(1, overlap + 1) / (overlap + 1))[:, None]
             rows[:overlap] = (1 - weight) * old[:overlap] + weight * fresh[:overlap]
-        if self._last is not None:
-            limit = np.maximum(limit, np.abs(fresh[0] - self._last) / len(fresh))
+        if self._last is not None and self._steps:
+            even = np.abs(fresh[0] - self._last) / len(fresh)
+            limit = np.maximum(limit, np.minimum(even, max(self._quiet_step, limit.max())))
             _limit_steps(rows, self._last, limit, certain=overlap)
-        self._rows, self._received, self._at, self.inner_step = rows, fresh, 0, inner
+        self._rows, self._received, self._at = rows, fresh, 0
         return True
 
 

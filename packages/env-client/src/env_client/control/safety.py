@@ -127,7 +127,7 @@ class SafetyFilter:
         )
         # (A,) largest speed of each command, in the robot's unit per second.
         self.speed = np.where(self._gripper, config.gripper_max_velocity, joint_speed) * scale
-        self._boundary_speed = np.where(self._gripper, math.inf, config.boundary_velocity) * scale
+        self._boundary_speed = np.where(self._gripper, self.speed, config.boundary_velocity * scale)
         # (A,) True where the config holds the joint.
         self.held = self._find_held(config.hold)
         self._closes_high = config.gripper_close_at > config.gripper_open_at

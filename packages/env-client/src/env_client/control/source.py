@@ -144,7 +144,7 @@ class ChunkSource:
         self._first_seq = 1
         self._accepted = 0
         self._had_chunk = False
-        self._said: dict[str, str] = {}
+        self._said: set[str] = set()
 
     @property
     def origin(self) -> Origin | None:
@@ -261,8 +261,10 @@ class ChunkSource:
             return
         self._stats.chunks += 1
         self._had_chunk = True
-        if self._said.pop("request", None) is not None:
-            logger.info("chunks come again")
+        failures = {topic for topic in self._said if topic.startswith("request")}
+        if failures:
+            self._said -= failures
+            logger.warning("chunks come again")
 
     def _check(self, outcome: Outcome) -> Chunk | str:
         """The chunk in a reply, or why it is dropped."""
@@ -293,7 +295,7 @@ class ChunkSource:
         if not np.isfinite(actions).all():
             self._say("chunk", "a chunk with values that are not finite came", "it is refused as a whole")
             return "not finite"
-        self._said.pop("chunk", None)
+        self._said.discard("chunk")
         return Chunk(
             actions=actions,
             seq=request.seq,
@@ -319,7 +321,7 @@ class ChunkSource:
         self._stats.dropped[reason] += 1
 
     def _say(self, topic: str, what: str, then: str) -> None:
-        """One log line when something begins or changes, none while it stays the same."""
-        if self._said.get(topic) != what:
-            self._said[topic] = what
+        """One log line when something begins, none while it lasts: whoever sees its end removes the topic."""
+        if topic not in self._said:
+            self._said.add(topic)
             logger.warning("%s; %s", what, then)

@@ -1,0 +1,494 @@
+"""The loop over a simulated robot and server: what is sent when, and what happens when something fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from control_doubles import FPS, Arm, counting_chunk, policy_spec, reply
+from env_client.control import ControlLoop, LoopConfig, SafetyConfig, SafetyFilter, TickRecord, make_source
+from env_client.control.simulated import SimulatedServer
+from env_client.envs.env import EnvError
+
+TICK = 1 / FPS
+
+
+class Rig:
+    """A loop with everything around it in simulated time."""
+
+    def __init__(
+        self,
+        answer: Any = None,
+        latency_s: Any = 0.1,
+        execution: str = "async",
+        arm: Arm | None = None,
+        safety: SafetyConfig | None = None,
+        heartbeat: Any = None,
+        **config: Any,
+    ):
+        self.arm = arm or Arm()
+        self.clock = self.arm.clock
+        joints = self.arm.spec.action_dim
+        self.server = SimulatedServer(
+            self.clock, answer or (lambda request: reply(np.full((50, joints), 20.0), request)), latency_s
+        )
+        spec = policy_spec(joints)
+        self.source = make_source(execution, None, spec, FPS, requester=self.server)
+        self.safety = SafetyFilter(self.arm.spec, safety or SafetyConfig(), FPS)
+        self.loop = ControlLoop(
+            self.arm, self.source, self.safety, FPS,
+            config=LoopConfig(**config), clock=self.clock, heartbeat=heartbeat,
+        )  # fmt: skip
+
+    @property
+    def sent(self) -> np.ndarray:
+        return np.array([action for _, action in self.arm.sent])
+
+    @property
+    def times(self) -> np.ndarray:
+        return np.array([moment for moment, _ in self.arm.sent])
+
+    def check_speed(self) -> None:
+        """No two commands of the log are further apart than the limit allows for one period."""
+        reach = self.safety.speed * TICK
+        assert (np.abs(np.diff(self.sent, axis=0)) <= reach * (1 + 1e-6) + 1e-6).all()
+
+
+# ------------------------------------------------------------------------------------------ an episode
+
+
+def test_an_episode_runs_at_its_rate_and_ends_at_its_steps() -> None:
+    """One command per period; waiting for the first chunk is no starving."""
+    rig = Rig()
+    result = rig.loop.run_episode(max_steps=300)
+    assert result.outcome == "steps"
+    assert result.steps == 300
+    assert result.starved == 0
+    assert result.waiting == 3
+    assert result.refused == {}
+    assert result.timing["overruns"] == result.timing["skipped"] == 0
+    np.testing.assert_allclose(np.diff(rig.times), TICK)
+    np.testing.assert_allclose(rig.sent[-1], 20)
+    rig.check_speed()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "outcome"), [({"time_s": 2.0}, "time"), ({"max_steps": 10}, "steps"), ({}, "done")]
+)
+def test_how_an_episode_ends(kwargs: dict[str, Any], outcome: str) -> None:
+    """After its time, its steps, or when the env says so."""
+    rig = Rig()
+    rig.arm.ends_after = 100
+    rig.arm.solved = True
+    result = rig.loop.run_episode(seed=5, **kwargs)
+    assert result.outcome == outcome
+    assert result.success is True
+    assert rig.arm.resets == [5]
+    if outcome == "time":
+        assert result.duration_s == pytest.approx(2.0, abs=TICK)
+
+
+def test_stop_acts_within_one_tick() -> None:
+    """Nothing is sent after the tick in which it was set."""
+    rig, stop = Rig(), threading.Event()
+    rig.arm.on_send = lambda count: stop.set() if count == 50 else None
+    result = rig.loop.run_episode(stop=stop)
+    assert result.outcome == "stopped"
+    assert len(rig.arm.sent) == 50
+
+
+def test_episodes_count_up_and_start_fresh() -> None:
+    """Each has its own number, its own counters and its own chunks."""
+    rig = Rig()
+    first = rig.loop.run_episode(max_steps=40)
+    second = rig.loop.run_episode(max_steps=40)
+    assert (first.episode, second.episode) == (0, 1)
+    assert (first.waiting, second.waiting) == (3, 3)
+    assert {request.episode for request in rig.server.taken} == {0, 1}
+    rig.check_speed()
+
+
+def test_the_first_command_is_limited_against_the_measured_pose() -> None:
+    """Wherever the arm stands when the episode begins."""
+    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
+    rig.arm.pose = np.array([-60.0, 30.0, 5.0], np.float32)
+    rig.loop.run_episode(max_steps=20)
+    assert (np.abs(rig.sent[0] - [-60, 30, 5]) <= rig.safety.speed * TICK).all()
+    rig.check_speed()
+
+
+def test_a_starved_loop_repeats_its_last_command() -> None:
+    """sync: one latency of holding per chunk, at the same rate."""
+    rig = Rig(lambda request: counting_chunk(request, 16), 0.3, "sync")
+    result = rig.loop.run_episode(time_s=10)
+    assert result.starved > 50
+    np.testing.assert_allclose(np.diff(rig.times), TICK)
+    rig.check_speed()
+
+
+# ---------------------------------------------------------------------------------------- a slow robot
+
+
+def test_a_slow_robot_skips_deadlines_and_never_bunches() -> None:
+    """Every 20th reading takes three periods: counted, and the arm is never given two steps at once."""
+    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
+
+    def slow(count: int) -> None:
+        if count % 20 == 0:
+            rig.clock.advance(3 * TICK)
+
+    rig.arm.on_read = slow
+    result = rig.loop.run_episode(time_s=10)
+    assert result.timing["overruns"] >= 10
+    assert result.timing["skipped"] >= 20
+    gaps = np.diff(rig.times)
+    steps = np.abs(np.diff(rig.sent, axis=0))
+    # Also in the short interval behind a late command the arm is not asked to be faster.
+    allowed = rig.safety.speed * np.minimum(gaps, TICK)[:, None]
+    assert (steps <= allowed * (1 + 1e-5) + 1e-5).all()
+
+
+# ----------------------------------------------------------------------------------- what must not move
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_of_a_broken_chunk_reaches_the_robot(bad: float) -> None:
+    """The arm keeps its pose for as long as the server talks nonsense."""
+    rig = Rig(lambda request: reply(np.full((50, 3), bad), request))
+    result = rig.loop.run_episode(time_s=2)
+    assert (rig.sent == 0).all()
+    assert result.source["dropped"]["not finite"] > 1
+
+
+def test_a_source_that_fails_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect in the source holds the robot and is said once."""
+    rig = Rig()
+    rig.source._wants_chunk = lambda: 1 / 0  # type: ignore[method-assign]
+    with caplog.at_level(logging.ERROR):
+        result = rig.loop.run_episode(time_s=1)
+    assert result.source_errors == 30
+    assert len(caplog.records) == 1
+    assert (rig.sent == 0).all()
+
+
+def test_a_source_that_lies_is_caught_by_the_filter() -> None:
+    """NaN and another width, straight from a source."""
+    rig = Rig()
+    bad = iter([np.full(3, np.nan), np.zeros(5)] * 20)
+    rig.source._pop = lambda: next(bad)  # type: ignore[method-assign]
+    result = rig.loop.run_episode(time_s=1)
+    assert result.refused == {"not finite": 15, "wrong dimension": 15}
+    assert (rig.sent == 0).all()
+
+
+@pytest.mark.parametrize(
+    "stale", [{"image_age": {"front": 0.6}}, {"state_age": 0.3}, {"image_age": {"front": float("nan")}}]
+)
+def test_old_observations_hold_the_pose(stale: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A frozen camera or an old reading: no action is computed from it; afterwards new chunks are asked for."""
+    rig = Rig(counting_chunk)
+    rig.arm.on_read = lambda count: stale if 40 <= count < 70 else None
+    with caplog.at_level(logging.WARNING):
+        result = rig.loop.run_episode(time_s=4)
+    assert result.old_observations == 30
+    held = rig.sent[39:68]
+    assert (held == held[0]).all()
+    assert len({request.generation for request in rig.server.taken}) == 2
+    assert len(caplog.records) == 1
+    np.testing.assert_allclose(np.diff(rig.times), TICK)
+
+
+# --------------------------------------------------------------------------------------- a lost robot
+
+
+def away(first: int, last: int) -> Any:
+    def on_read(count: int) -> None:
+        if first <= count < last:
+            raise EnvError("the bus does not answer")
+
+    return on_read
+
+
+def test_a_robot_that_goes_away_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is sent meanwhile; then the measured pose and new chunks count; one line each way."""
+    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
+    lost = away(40, 100)
+
+    def on_read(count: int) -> None:
+        lost(count)
+        if count == 100:
+            # Unplugged, the arm has sunk.
+            rig.arm.pose = np.array([-40.0, -40.0, 10.0], np.float32)
+
+    rig.arm.on_read = on_read
+    with caplog.at_level(logging.WARNING):
+        result = rig.loop.run_episode(time_s=5)
+    assert result.env_errors == 60
+    assert result.outcome == "time"
+    gap = int(np.argmax(np.diff(rig.times)))
+    assert np.diff(rig.times)[gap] == pytest.approx(61 * TICK)
+    assert (np.abs(rig.sent[gap + 1] - [-40, -40, 10]) <= rig.safety.speed * TICK * (1 + 1e-6)).all()
+    assert len({request.generation for request in rig.server.taken}) == 2
+    assert [record.message.split()[2] for record in caplog.records] == ["cannot", "is"]
+    # The rate is what it was.
+    np.testing.assert_allclose(np.diff(rig.times)[gap + 1 :], TICK)
+
+
+def test_a_hiccup_keeps_the_plan() -> None:
+    """One lost packet: the servos kept their goal, so the same chunk goes on from the same command."""
+    rig = Rig(counting_chunk)
+    rig.arm.on_read = away(40, 42)
+    result = rig.loop.run_episode(time_s=3)
+    assert result.env_errors == 2
+    assert result.starved == 0
+    assert len({request.generation for request in rig.server.taken}) == 1
+    rig.check_speed()
+
+
+def test_a_command_that_fails_is_counted() -> None:
+    """The bus may fail when writing as well."""
+    rig = Rig()
+
+    def on_send(count: int) -> None:
+        if rig.arm.reads == 50:
+            raise EnvError("port is in use")
+
+    rig.arm.on_send = on_send
+    result = rig.loop.run_episode(time_s=3)
+    assert result.env_errors == 1
+    assert result.outcome == "time"
+
+
+def test_a_robot_that_stays_away_ends_the_episode() -> None:
+    """After the patience that was configured, not before."""
+    rig = Rig(env_patience_s=2.0)
+    rig.arm.on_read = away(40, 10**9)
+    result = rig.loop.run_episode(time_s=60)
+    assert result.outcome == "env lost"
+    assert result.duration_s == pytest.approx(40 * TICK + 2.0, abs=0.1)
+
+
+def test_an_episode_waits_for_a_robot_that_is_not_ready() -> None:
+    """reset is tried at every tick until the patience is over; stop ends the waiting."""
+    rig = Rig(env_patience_s=2.0)
+    rig.arm.on_read = away(1, 20)
+    assert rig.loop.run_episode(max_steps=5).outcome == "steps"
+    rig.arm.on_read = away(1, 10**9)
+    assert rig.loop.run_episode(max_steps=5).outcome == "env lost"
+    stop = threading.Event()
+    stop.set()
+    assert rig.loop.run_episode(stop=stop).outcome == "stopped"
+
+
+def test_a_state_that_is_not_finite_is_no_observation() -> None:
+    """Treated as a robot that cannot be read."""
+    rig = Rig()
+    rig.arm.on_read = lambda count: (
+        {"states": {"arm": np.full(3, np.nan, np.float32)}} if 20 <= count < 30 else None
+    )
+    assert rig.loop.run_episode(time_s=2).env_errors == 10
+
+
+def test_a_defect_of_the_env_is_raised() -> None:
+    """Anything but EnvError ends the loop: whoever runs it applies the exit rule."""
+    rig = Rig()
+
+    def broken(count: int) -> None:
+        if count == 30:
+            raise RuntimeError("a bug")
+
+    rig.arm.on_read = broken
+    with pytest.raises(RuntimeError, match="a bug"):
+        rig.loop.run_episode(time_s=5)
+
+
+# ------------------------------------------------------------------------------------ pause and dry run
+
+
+def test_a_pause_holds_and_resuming_asks_anew() -> None:
+    """The clock goes on, the command stays, the chunks from before the pause are forgotten."""
+    rig = Rig(counting_chunk)
+
+    def on_send(count: int) -> None:
+        if count == 40:
+            rig.loop.pause()
+        if count == 70:
+            rig.loop.resume()
+
+    rig.arm.on_send = on_send
+    result = rig.loop.run_episode(time_s=4)
+    assert (rig.sent[39:70] == rig.sent[39]).all()
+    assert result.starved == 0
+    assert len({request.generation for request in rig.server.taken}) == 2
+    np.testing.assert_allclose(np.diff(rig.times), TICK)
+
+
+def test_a_dry_run_sends_nothing() -> None:
+    """Everything else happens: the records hold what would have been sent."""
+    rig = Rig(dry_run=True)
+    tap = rig.loop.subscribe(size=100)
+    result = rig.loop.run_episode(max_steps=20)
+    assert result.steps == 20
+    assert rig.arm.sent == []
+    records = [tap.pull() for _ in range(23)]
+    assert records[-1] is not None
+    assert records[-1].sent is not None
+
+
+# --------------------------------------------------------------------------------------------- a move
+
+
+def test_a_move_arrives_smoothly_and_within_its_speed() -> None:
+    """Every joint at most at the given speed, at rest at both ends."""
+    rig = Rig()
+    goal = np.array([70.0, -50.0, 90.0])
+    result = rig.loop.move_to(goal)
+    assert result.reached
+    assert result.outcome == "reached"
+    assert result.error is not None
+    np.testing.assert_allclose(rig.sent[-1], goal, rtol=1e-5)
+    steps = np.diff(rig.sent, axis=0)
+    assert np.abs(steps).max(axis=0)[0] <= 0.75 * TICK * 54 * (1 + 1e-4)
+    assert np.abs(steps[[0, -1]]).max() < 0.1
+    assert np.abs(np.diff(steps, axis=0)).max() < 0.2
+
+
+def test_a_move_never_exceeds_the_filters_limits() -> None:
+    """A pose outside is cut to the limits, and a wish for more speed than allowed is not granted."""
+    rig = Rig()
+    assert rig.loop.move_to(np.array([500.0, -500.0, 50.0]), velocity=100.0).reached
+    np.testing.assert_allclose(rig.sent[-1], [100, -100, 50])
+    rig.check_speed()
+
+
+def test_a_move_leaves_held_joints_alone() -> None:
+    """Part selection holds for our own paths too."""
+    rig = Rig(safety=SafetyConfig(hold=("joint_1.pos",)))
+    assert rig.loop.move_to(np.array([50.0, 50.0, 50.0])).reached
+    np.testing.assert_allclose(rig.sent[-1], [50, 0, 50], rtol=1e-5)
+
+
+def test_a_move_stops_and_gives_up_and_says_so() -> None:
+    """On stop, on an arm that does not come along, and on a robot that is away."""
+    rig, stop = Rig(), threading.Event()
+    rig.arm.on_send = lambda count: stop.set() if count == 10 else None
+    assert rig.loop.move_to(np.full(3, 50.0), stop=stop).outcome == "stopped"
+    blocked = Rig()
+    blocked.arm.on_read = lambda count: {"states": {"arm": np.zeros(3, np.float32)}}
+    result = blocked.loop.move_to(np.array([50.0, 0.0, 50.0]))
+    assert result.outcome == "not there"
+    assert result.error is not None
+    np.testing.assert_allclose(result.error, [-50, 0, -50])
+    gone = Rig(env_patience_s=1.0)
+    gone.arm.on_read = away(10, 10**9)
+    assert gone.loop.move_to(np.full(3, 50.0)).outcome == "env lost"
+    with pytest.raises(ValueError, match="3 finite numbers"):
+        rig.loop.move_to(np.zeros(4))
+
+
+def test_a_move_goes_on_from_where_a_lost_robot_came_back() -> None:
+    """The path begins anew from the measured pose."""
+    rig = Rig()
+    lost = away(20, 60)
+
+    def on_read(count: int) -> None:
+        lost(count)
+        if count == 60:
+            rig.arm.pose = np.array([-30.0, 0.0, 0.0], np.float32)
+
+    rig.arm.on_read = on_read
+    assert rig.loop.move_to(np.array([60.0, 0.0, 0.0])).reached
+    gap = int(np.argmax(np.diff(rig.times)))
+    assert abs(rig.sent[gap + 1][0] + 30) <= rig.safety.speed[0] * TICK * (1 + 1e-6)
+    np.testing.assert_allclose(rig.sent[-1], [60, 0, 0], atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- observers
+
+
+def test_an_observer_can_neither_stall_nor_crash_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """One that never returns and one that always raises: every tick runs, and the drops are counted."""
+    rig, gate = Rig(), threading.Event()
+
+    def stuck(record: TickRecord) -> None:
+        gate.wait(20)
+
+    def broken(record: TickRecord) -> None:
+        raise RuntimeError("no disk")
+
+    slow, bad = rig.loop.attach(stuck), rig.loop.attach(broken, size=1000)
+    result = rig.loop.run_episode(max_steps=200)
+    assert result.steps == 200
+    assert slow.tap.pushed == result.timing["ticks"]
+    gate.set()
+    bad.close(10)
+    slow.close(10)
+    assert bad.errors == bad.tap.pulled > 1
+    assert sum("observer" in record.message for record in caplog.records) == 1
+    assert slow.tap.dropped + slow.tap.pulled == slow.tap.pushed
+
+
+def test_a_tap_keeps_the_newest() -> None:
+    """A late reader sees the last records, in order, and how many it missed."""
+    rig = Rig()
+    tap = rig.loop.subscribe(size=3)
+    rig.loop.run_episode(max_steps=50)
+    ticks = []
+    while (record := tap.pull()) is not None:
+        ticks.append(record.tick)
+    assert ticks == [50, 51, 52]
+    assert tap.dropped == 50
+
+
+def test_a_record_tells_what_happened_in_its_tick() -> None:
+    """Phases, requested and sent actions, and why a tick held."""
+    rig = Rig()
+    tap = rig.loop.subscribe(size=1000)
+    rig.arm.on_read = away(30, 32)
+    rig.loop.move_to(np.array([5.0, 0.0, 0.0]))
+    rig.loop.run_episode(max_steps=40)
+    records = []
+    while (record := tap.pull()) is not None:
+        records.append(record)
+    assert {record.phase for record in records} == {"move", "run"}
+    failed = [record for record in records if record.error]
+    assert failed
+    assert failed[0].observation is None
+    assert failed[0].sent is None
+    last = records[-1]
+    assert last.origin is not None
+    assert last.observation is not None
+    np.testing.assert_allclose(last.requested, 20)
+    assert last.sent is not None
+
+
+def test_the_heartbeat_beats_in_every_tick_and_cannot_break_the_loop() -> None:
+    """Also in moves; one that raises is dropped."""
+    beats = []
+    rig = Rig(heartbeat=lambda: beats.append(1))
+    result = rig.loop.run_episode(max_steps=20)
+    assert len(beats) >= result.timing["ticks"]
+    broken = Rig(heartbeat=lambda: 1 / 0)
+    assert broken.loop.run_episode(max_steps=20).steps == 20
+
+
+def test_the_loop_runs_on_the_machines_clock_too() -> None:
+    """A second of real time with the real thread in between: it ends, and nothing starves."""
+
+    class Client:
+        def infer(self, obs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            time.sleep(0.05)
+            return {"actions": np.full((50, 3), 10.0), "seq": kwargs["seq"], "episode": kwargs["episode"]}
+
+    arm = Arm()
+    source = make_source("async", Client(), policy_spec(), FPS)
+    loop = ControlLoop(arm, source, SafetyFilter(arm.spec, SafetyConfig(), FPS), FPS)
+    result = loop.run_episode(max_steps=25)
+    source.close()
+    assert result.outcome == "steps"
+    assert result.starved == 0
+    np.testing.assert_allclose(arm.sent[-1][1], 10, rtol=1e-5)
