@@ -328,6 +328,17 @@ def test_help(capsys):
     assert "(default: 25.0)" in text  # of the default instance, not of its class
 
 
+def test_help_of_one_choice(capsys):
+    """With the type given, the help leaves the options of the other types out."""
+    for argv in (["--help", "--env.type", "so101"], ["--env.type=so101", "-h"]):
+        with pytest.raises(SystemExit):
+            read(*argv)
+        text = capsys.readouterr().out
+        assert "--env.port" in text
+        assert "--env.dataset-path" not in text
+        assert "--policy.dtype" in text
+
+
 def test_import_is_light():
     """Importing the command line brings neither torch nor OpenCV, in well under a second."""
     code = (

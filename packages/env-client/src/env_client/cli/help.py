@@ -24,8 +24,10 @@ def format_help(
     options: Sequence[Option],
     aliases: dict[str, str | Callable[[str], dict[str, str]]],
     groups: dict[str, str],
+    chosen: dict[str, str] | None = None,
 ) -> str:
-    """The help of a command. `groups` holds the comment of each group's field."""
+    """The help of a command. `groups` holds the comment of each group's field, `chosen` the choices that the
+    command line names, {"env.type": "so101"}: the options of the others are left out."""
     width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 120))
     spelled: dict[str, list[str]] = {}
     for alias, target in aliases.items():
@@ -34,7 +36,8 @@ def format_help(
     lines = [f"usage: {prog} [--flag VALUE ...]", ""]
     if description:
         lines += [*textwrap.wrap(description, width), ""]
-    for group, members in groupby(options, key=lambda option: option.group):
+    shown = [option for option in options if not _is_of_another_choice(option.group, chosen or {})]
+    for group, members in groupby(shown, key=lambda option: option.group):
         title = "options" if not group else group if " " not in group else f"with --{group}"
         text = groups.get(group, "")
         lines.append(f"{title}:{' ' + text if text else ''}")
@@ -49,6 +52,11 @@ def format_help(
     lines += _entry("--config-path FILE", "YAML file with these options; flags win over it.", width)
     lines += _entry("-h, --help", "Show this.", width)
     return "\n".join(lines) + "\n"
+
+
+def _is_of_another_choice(group: str, chosen: dict[str, str]) -> bool:
+    path, _, name = group.partition(":")[0].partition(" ")
+    return bool(name) and path in chosen and chosen[path] != name
 
 
 def _entry(left: str, text: str, width: int) -> list[str]:

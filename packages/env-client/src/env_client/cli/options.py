@@ -38,7 +38,7 @@ class Option:
     default: Any
     # The comment above the field.
     help: str
-    # The group in the help: "" for the top level, env, env.type dataset, ...
+    # The group in the help: "" for the top level, "env", "env.type dataset", "env.type so101: env.robot".
     group: str
     # The names between which a choice type's `.type` selects; empty for any other option.
     choices: tuple[str, ...] = ()
@@ -66,7 +66,8 @@ def options_of(
     for path, kind, value, text in nested:
         instance = value if dataclasses.is_dataclass(value) else None
         if not is_choice(kind):
-            yield from options_of(kind, path + ".", instance, path)
+            under, _, _ = group.partition(": ")
+            yield from options_of(kind, path + ".", instance, f"{under}: {path}" if " " in under else path)
             continue
         chosen = default_choice(kind, value)
         names = choice_names(kind)

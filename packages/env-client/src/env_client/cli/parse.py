@@ -58,7 +58,8 @@ def parse[T](
     if "-h" in arguments or "--help" in arguments:
         from env_client.cli.help import format_help
 
-        print(format_help(prog, description, options, known, comments_of(config_class)), end="")
+        chosen = _chosen(arguments, options)
+        print(format_help(prog, description, options, known, comments_of(config_class), chosen), end="")
         raise SystemExit(0)
     try:
         given = _Scanner(options, known).scan(arguments)
@@ -72,6 +73,18 @@ def parse[T](
         return _build(config_class, values, "", None, source)
     except CliError as error:
         fail(prog, str(error))
+
+
+def _chosen(arguments: Sequence[str], options: Sequence[Option]) -> dict[str, str]:
+    """The choices that a command line with --help names: {"env.type": "so101"}."""
+    chosen = {}
+    for option in (option for option in options if option.choices):
+        for token, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            flag, equals, text = token.partition("=")
+            name = text if equals else following
+            if _is_flag(token) and _plain(flag) == option.path and name in option.choices:
+                chosen[option.path] = name
+    return chosen
 
 
 def fail(prog: str, message: str, code: int = 2) -> NoReturn:
@@ -337,7 +350,9 @@ def _unfit(config_class: type, entry: tuple[str, Any], prefix: str, source: str)
     fields = [item.name for item in dataclasses.fields(config_class)]
     close = difflib.get_close_matches(name, fields, 1, 0.6)
     return f"{shown} is unknown; " + (
-        f"did you mean {prefix}{close[0]}?" if close else f"one of {', '.join(fields)} was expected"
+        f"did you mean {_flag_of(prefix + close[0]) if isinstance(value, _Texts) else prefix + close[0]}?"
+        if close
+        else f"one of {', '.join(fields)} was expected"
     )
 
 
