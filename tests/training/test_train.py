@@ -13,7 +13,9 @@ from grasp_cube.training.train import TrainConfig, main, train_checkpoint
 
 def small(dataset: Path, out: Path, **options: Any) -> TrainConfig:
     """Three steps of two samples."""
+    # One thread: models this small are no faster on two, and far slower where the machine is busy.
     usual: dict[str, Any] = {"steps": 3, "batch_size": 2, "image_size": "32x40", "width": 16, "save_every": 1}
+    usual["threads"] = 1
     return TrainConfig(str(dataset), str(out), **(usual | {"precision": "float32"} | options))
 
 
@@ -105,14 +107,15 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 
 def test_diffusion_trains_and_loads(scripted: Path, tmp_path: Path) -> None:
     """One shared encoder, DDIM, two observed ticks, under 25 MB."""
-    config = small(scripted, tmp_path / "lift_diffusion", type="diffusion", steps=1, width=None)
-    report = train_checkpoint(dataclasses.replace(config, eval_dataset=str(scripted)))
-    saved = json.loads((tmp_path / "lift_diffusion" / "config.json").read_text())
-    assert saved["noise_scheduler_type"] == "DDIM"
-    assert saved["n_obs_steps"] == 2
-    assert saved["n_action_steps"] == 16
-    assert (tmp_path / "lift_diffusion" / "model.safetensors").stat().st_size < 25e6
-    assert report["error"]["half_precision"] < 0.5
+    from grasp_cube.training.checkpoint import load_checkpoint
+
+    out = tmp_path / "lift_diffusion"
+    train_checkpoint(small(scripted, out, type="diffusion", steps=1, width=None))
+    saved, _ = load_checkpoint(out)
+    assert saved.config.noise_scheduler_type == "DDIM"
+    assert saved.config.n_obs_steps == 2
+    assert saved.config.n_action_steps == 16
+    assert (out / "model.safetensors").stat().st_size < 25e6
 
 
 def test_a_folder_that_is_no_dataset_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
