@@ -99,7 +99,7 @@ def test_a_recording_is_resumed_and_read_back(tmp_path: Path, capsys: pytest.Cap
     assert info["features"]["action"]["names"] == joint_names(1)
     assert info["features"]["observation.images.wrist"]["shape"] == [96, 128, 3]
     assert json.loads((root / "virtual_so101.json").read_text())["seeds"] == [40, 41]
-    assert not (root / ".meta_checkpoint").exists()
+    assert not list(root.glob(".meta*"))
 
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -123,8 +123,9 @@ def test_what_came_after_the_last_checkpoint_is_dropped(tmp_path: Path) -> None:
     """A killed recording goes on from files that are whole."""
     root, settings = tmp_path / "lift", {"prompt": "p", "fps": 30, "robot_type": "r", "first_seed": 5}
     whole, torn = root / "data" / "file-000.parquet", root / "data" / "file-001.parquet"
-    (root / ".meta_checkpoint").mkdir(parents=True)
-    (root / ".meta_checkpoint" / "info.json").write_text("whole")
+    (root / ".meta_2").mkdir(parents=True)
+    (root / ".meta_2" / "info.json").write_text("whole")
+    (root / ".meta_12").mkdir()
     (root / "meta").mkdir()
     (root / "meta" / "info.json").write_text("torn")
     (root / "data").mkdir()
@@ -138,6 +139,7 @@ def test_what_came_after_the_last_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert whole.exists()
     assert not torn.exists()
     assert (root / "meta" / "info.json").read_text() == "whole"
+    assert not (root / ".meta_12").exists()
 
 
 def test_a_recording_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:

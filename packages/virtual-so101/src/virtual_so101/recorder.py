@@ -23,7 +23,9 @@ __all__ = ["CHECKPOINT", "Frame", "Provenance", "Recorder", "RecordingError"]
 
 # Episodes between two points from which a killed recording can go on.
 CHECKPOINT = 10
-_NOTE, _META_COPY = "virtual_so101.json", ".meta_checkpoint"
+_NOTE = "virtual_so101.json"
+# Copies of `meta/`, named by the number of episodes that they describe.
+_META_COPY = ".meta_{}"
 
 
 class RecordingError(RuntimeError):
@@ -124,17 +126,18 @@ class Recorder:
         self._dataset = None
         self._check_videos()
         self.provenance.files = sorted(str(path.relative_to(self.root)) for path in self._files())
-        shutil.rmtree(self.root / _META_COPY, ignore_errors=True)
-        shutil.copytree(self.root / "meta", self.root / _META_COPY)
-        # Renamed into place: the note is always whole.
-        note = self.root / (_NOTE + ".new")
-        note.write_text(json.dumps(asdict(self.provenance), indent=1) + "\n")
-        note.replace(self.root / _NOTE)
+        # First the copy, then the note that refers to it, then away with the older copy: a kill between two of these
+        # leaves a note and the copy that belongs to it.
+        copy = self._meta_copy(self.episodes)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.root / "meta", copy)
+        self._write_note(self.provenance)
+        self._forget_copies(but=copy)
 
     def finish(self) -> None:
         """Complete the dataset; the copy of `meta/` goes."""
         self.checkpoint()
-        shutil.rmtree(self.root / _META_COPY, ignore_errors=True)
+        self._forget_copies()
 
     # Files
 
@@ -161,9 +164,24 @@ class Recorder:
                 self._dataset = LeRobotDataset.create(
                     self._repo_id, self._fps, self._features, robot_type=self._robot_type, **common
                 )
+                self._write_note(Provenance(self.provenance.settings))
             # Last: opening a dataset switches the progress bars of its parts on again.
             _quiet()
         return self._dataset
+
+    def _meta_copy(self, episodes: int) -> Path:
+        return self.root / _META_COPY.format(episodes)
+
+    def _forget_copies(self, but: Path | None = None) -> None:
+        for copy in self.root.glob(_META_COPY.format("*")):
+            if copy != but:
+                shutil.rmtree(copy)
+
+    def _write_note(self, provenance: Provenance) -> None:
+        # Renamed into place: the note is always whole.
+        note = self.root / (_NOTE + ".new")
+        note.write_text(json.dumps(asdict(provenance), indent=1) + "\n")
+        note.replace(self.root / _NOTE)
 
     def _files(self) -> list[Path]:
         return [
@@ -175,20 +193,10 @@ class Recorder:
         note = self.root / _NOTE
         if not note.exists():
             if self.root.exists() and any(self.root.iterdir()):
-                known = {"data", "videos", "meta", _META_COPY, "images"}
-                strange = [
-                    p.name
-                    for p in self.root.iterdir()
-                    if p.name not in known and not p.name.startswith("tmp")
-                ]
-                # A recording that was killed before its first checkpoint leaves info.json without any episode file.
-                finished = list((self.root / "meta" / "episodes").rglob("*.parquet"))
-                if strange or finished:
-                    raise RecordingError(
-                        f"{self.root} holds something that this command did not record; choose another --root."
-                    )
-                shutil.rmtree(self.root)
-            elif self.root.exists():
+                raise RecordingError(
+                    f"{self.root} holds something that this command did not record; choose another --root."
+                )
+            if self.root.exists():
                 # LeRobot makes the folder itself and refuses one that exists.
                 self.root.rmdir()
             return Provenance(settings)
@@ -199,9 +207,18 @@ class Recorder:
                 f"{self.root} was recorded with other settings ({', '.join(differing) or 'unknown ones'}): "
                 "give the same ones to continue it, or choose another --root."
             )
-        if (self.root / _META_COPY).is_dir():
+        if not kept.seeds:
+            # Killed before its first checkpoint: nothing in it is whole.
+            shutil.rmtree(self.root)
+            return kept
+        copy = self._meta_copy(len(kept.seeds))
+        if copy.is_dir():
             shutil.rmtree(self.root / "meta", ignore_errors=True)
-            shutil.copytree(self.root / _META_COPY, self.root / "meta")
+            shutil.copytree(copy, self.root / "meta")
+        else:
+            # A finished recording has no copy, as its `meta/` is whole: from here on it can be torn again.
+            shutil.copytree(self.root / "meta", copy)
+        self._forget_copies(but=copy)
         for path in self._files():
             if str(path.relative_to(self.root)) not in kept.files:
                 path.unlink()
