@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from virtual_so101.calibration import ArmCalibration, arm_ids
 from virtual_so101.control import ControlServer
-from virtual_so101.servo_log import ServoLog
 from virtual_so101.twin import Twin
 
 LOWER = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
@@ -102,9 +101,10 @@ def until(condition: Callable[[], Any], limit: float = 5.0, every: float = 0.02)
 
 
 def main(folder: Path, arms: int = 1) -> None:
-    log = ServoLog(folder / "servos.jsonl")
     links = [folder / f"port{arm}" for arm in range(arms)]
-    twin = Twin(KinematicWorld(arms), links, camera_port=0, log=log)
+    twin = Twin(
+        KinematicWorld(arms), links, camera_port=0, log_path=folder / "servos.jsonl", bus_process=True
+    )
     for chain, name in zip(twin.chains, arm_ids("virtual", arms), strict=True):
         chain.calibration.save(folder / "calibration" / f"{name}.json")
     ended = threading.Event()

@@ -9,7 +9,6 @@ fails is reported at every tick, and the robot keeps its last command.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,11 @@ import numpy as np
 from env_client.control.heartbeat import StopPlan
 from env_client.envs.cameras import CameraRig, read_camera_file
 from env_client.envs.env import EnvError, EnvSpec, Observation
+from env_client.envs.make import RobotFile
 from env_client.envs.robots import LeRobotConfig
 from env_client.wire.spec import StateSpec
 
-__all__ = ["LeRobotEnv", "RobotFile", "make_lerobot", "stop"]
-
-
-@dataclass(frozen=True)
-class RobotFile:
-    """What a robot's YAML file says: everything but poses is for `lerobot` only."""
-
-    unit: str
-    ready_pose: list[float] | None = None
-    rest_pose: list[float] | None = None
-    part: str = "arm"
-    # {LeRobot's name of an action value: {lower, upper, unit_per_rad, gripper}}
-    joints: dict[str, dict[str, Any]] | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> RobotFile:
-        """Raises `EnvError` with what is wrong in the file."""
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls(**content)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-            raise EnvError(
-                f"the robot file {path} cannot be used ({' '.join(str(error).split())}); unit, ready_pose, "
-                "rest_pose, part and joints were expected"
-            ) from error
+__all__ = ["LeRobotEnv", "make_lerobot", "stop"]
 
 
 def make_lerobot(

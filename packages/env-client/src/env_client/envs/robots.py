@@ -50,7 +50,7 @@ class BiSO101RobotConfig:
     """LeRobot's config of two SO-101 followers."""
 
     left_arm_config: ArmConfig = field(default_factory=ArmConfig)
-    right_arm_config: ArmConfig = field(default_factory=ArmConfig)
+    right_arm_config: ArmConfig = field(default_factory=lambda: ArmConfig(port="/dev/ttyACM1"))
     # The name under which the arms were calibrated: their files are ID_left.json and ID_right.json.
     id: str = "bi_so101"
     # Folder of the calibration files; default: LeRobot's own.

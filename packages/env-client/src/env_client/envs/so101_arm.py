@@ -52,7 +52,7 @@ class ArmConfig:
     """LeRobot's config of one follower arm."""
 
     # Serial port of the arm's bus.
-    port: str = ""
+    port: str = "/dev/ttyACM0"
     # Position gains, written to the servos when the arm is connected.
     position_p_coefficient: int = 16
     position_i_coefficient: int = 0

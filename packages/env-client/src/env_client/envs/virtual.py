@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,23 +127,35 @@ class VirtualEnv(SO101Env):
     def __init__(self, env: SO101Env, control: Any) -> None:
         super().__init__(env.arms, env.cameras, env.parts, use_degrees=env.use_degrees, task=env.task)
         self._control = control
+        # Called again and again while `reset` waits: whoever watches the control thread knows that it lives.
+        self.on_wait: Callable[[], None] = lambda: None
 
     def reset(self, seed: int | None = None) -> Observation:
         """Cubes, colours and light of `seed` (None: the next ones), the arm in its start pose."""
-        from virtual_so101.control import ControlError
-
-        try:
-            self._control.reset(seed)
-        except ControlError as error:
-            raise EnvError(str(error)) from error
+        # Drawing a new scene takes longer than the supervisor waits for a sign of life.
+        failure: list[Exception] = []
+        asking = threading.Thread(target=self._reset_world, args=(seed, failure), daemon=True)
+        asking.start()
+        while asking.is_alive():
+            self.on_wait()
+            asking.join(0.05)
+        if failure:
+            raise EnvError(str(failure[0])) from failure[0]
         self._await_pictures(time.monotonic())
         return super().reset(seed)
+
+    def _reset_world(self, seed: int | None, failure: list[Exception]) -> None:
+        try:
+            self._control.reset(seed)
+        except Exception as error:  # told in the control thread
+            failure.append(error)
 
     def _await_pictures(self, since: float) -> None:
         """Until every camera shows the new scene: one frame may have been under way."""
         end = since + _PICTURES
         while self.cameras.names and time.monotonic() < end:
             time.sleep(0.02)
+            self.on_wait()
             try:
                 ages = self.cameras.frames().ages
             except EnvError:
