@@ -151,6 +151,26 @@ def test_a_failing_server_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch
     assert asked == sorted(set(asked))
 
 
+def test_a_server_that_comes_back_gets_the_newest_observation() -> None:
+    """While the connection is being opened, the waiting request goes on being replaced; it is no latency."""
+
+    class Away(Client):
+        there = threading.Event()
+
+        def connect(self) -> None:
+            self.there.wait(PATIENCE_S)
+
+    client = Away()
+    network = make(client)
+    for seq in range(1, 6):
+        assert network.submit(request(seq))
+        time.sleep(0.002)
+    client.there.set()
+    assert outcomes(network)[0].request.seq == 5
+    assert [call["seq"] for call in client.calls] == [5]
+    network.close()
+
+
 def test_what_is_discarded_is_not_sent() -> None:
     """A reset forgets the request that waits."""
     gate = threading.Event()

@@ -151,15 +151,19 @@ class NetworkThread:
                     self._wake.wait(pause if self._waiting is not None else None)
                 if self._closed:
                     return
+            # A server that is away may take a while: the observation is chosen when it is there again.
+            error = self._connect()
+            with self._wake:
                 request, self._waiting = self._waiting, None
                 self._current = request
-            assert request is not None
-            started = time.monotonic()
-            reply, error = None, None
-            try:
-                reply = self._ask(request)
-            except Exception as caught:  # a thread that died silently would starve the robot for ever
-                error = caught
+            if request is None:
+                continue
+            started, reply = time.monotonic(), None
+            if error is None:
+                try:
+                    reply = self._ask(request)
+                except Exception as caught:  # a thread that died silently would starve the robot for ever
+                    error = caught
             outcome, retry_ms = _outcome(request, reply, error, time.monotonic() - started)
             failures = 0 if error is None else failures + 1
             pause_s = 0.0
@@ -170,6 +174,16 @@ class NetworkThread:
             not_before = time.monotonic() + pause_s
             with self._wake:
                 self._outcomes.append(outcome)
+
+    def _connect(self) -> Exception | None:
+        """Open the client's connection, where it has one to open; why that failed."""
+        connect = getattr(self._client, "connect", None)
+        try:
+            if connect is not None:
+                connect()
+        except Exception as caught:
+            return caught
+        return None
 
     def _ask(self, request: ChunkRequest) -> dict[str, Any]:
         return self._client.infer(

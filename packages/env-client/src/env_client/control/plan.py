@@ -42,10 +42,11 @@ def largest_step(actions: np.ndarray) -> np.ndarray:
 
 
 class LatencyEstimate:
-    """A robust upper estimate of the delay: the largest of the newest `window` measurements.
+    """A robust upper estimate of the delay: the largest of the newest `window` measurements but one.
 
-    One slow answer makes the next few requests earlier than they need to be, which costs nothing but a fresher
-    observation; an estimate that is too small costs a tick without an action.
+    A single slow answer (a reconnect, a stall of the network) says nothing of the next one; two do. An estimate that is too
+    large only makes requests earlier, with a reserve that is not needed; one that is too small costs a tick
+    without an action.
     """
 
     def __init__(self, window: int = 10):
@@ -57,7 +58,10 @@ class LatencyEstimate:
     @property
     def upper_s(self) -> float | None:
         """Seconds; None before the first measurement."""
-        return max(self._recent) if self._recent else None
+        if not self._recent:
+            return None
+        # With few measurements none can be told to be the odd one.
+        return sorted(self._recent)[-1 if len(self._recent) < 5 else -2]
 
     def ticks(self, fps: float) -> int | None:
         """Control ticks from a request until its answer can be used, rounded up; None before a measurement."""
