@@ -81,6 +81,12 @@ class KinematicWorld:
 
 
 @pytest.fixture
+def new_world() -> type[KinematicWorld]:
+    """The stand-in world's class, for tests that make a twin of their own."""
+    return KinematicWorld
+
+
+@pytest.fixture
 def make_twin(tmp_path: Path) -> Iterator[Callable[..., Twin]]:
     """Start a virtual robot on the stand-in world; calibration files lie in `tmp_path/calibration`."""
     twins: list[Twin] = []

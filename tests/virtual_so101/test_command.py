@@ -174,6 +174,17 @@ def test_it_ends_cleanly_without_cameras_and_with_two_arms(tmp_path):
     assert not (tmp_path / "state" / "robot.json").exists()
 
 
+def test_a_killed_robot_leaves_no_port_behind(tmp_path):
+    """SIGKILL: the bus process notices and takes the link away."""
+    process, info = start(tmp_path, "--no-cameras")
+    process.kill()
+    process.communicate(timeout=END_LIMIT)
+    limit = time.monotonic() + END_LIMIT
+    while os.path.lexists(info["ports"][0]) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not os.path.lexists(info["ports"][0])
+
+
 def refuse(tmp_path: Path, *flags: str, **environment: str) -> str:
     """Run the command, which must not start; its error."""
     done = subprocess.run(
