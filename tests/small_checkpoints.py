@@ -59,7 +59,13 @@ def save_act(
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
 
-    small = {"chunk_size": 10, "n_action_steps": 10, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
+    small: dict[str, Any] = {
+        "chunk_size": 10,
+        "n_action_steps": 10,
+        "dim_model": 32,
+        "n_heads": 2,
+        "dim_feedforward": 32,
+    }
     small |= {"n_encoder_layers": 1, "use_vae": False, "pretrained_backbone_weights": None, "device": "cpu"}
     return _save(
         folder, ACTPolicy, ACTConfig(**(features(cameras, dim) | small | options)), cameras, dim, half
