@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,18 +137,19 @@ def make_follower(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             follower.bus.port_handler.is_open = False
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect() -> Callable[[Any], None]:
     """Connect a driver, which itself asks each servo only once: on shared cores an answer may come too late."""
 
     def make(driver: Any) -> None:
-        for last in (False, False, True):
+        for tries_left in range(9, -1, -1):
             try:
                 driver.connect(calibrate=False)
                 return
             except (ConnectionError, RuntimeError):
-                if last:
+                if not tries_left:
                     raise
+                time.sleep(0.3)
                 bus = getattr(driver, "bus", None)
                 for arm in [bus] if bus is not None else [driver.left_arm.bus, driver.right_arm.bus]:
                     if arm.port_handler.is_open:

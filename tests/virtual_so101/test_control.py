@@ -15,8 +15,8 @@ from virtual_so101.control import ControlClient, ControlError, ControlServer
 def controlled(make_twin):
     """A twin in lock step with a client on its control socket."""
     twin = make_twin(camera_port=0, realtime=False)
-    server = ControlServer(twin, info={"robot_id": "virtual"})
-    server.start()
+    server = ControlServer()
+    server.start(twin, {"robot_id": "virtual"})
     with ControlClient(server.port) as client:
         yield twin, client
     server.close()

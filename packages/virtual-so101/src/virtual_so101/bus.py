@@ -35,7 +35,7 @@ from typing import Any, TextIO
 from virtual_so101.chain import ServoChain
 from virtual_so101.protocol import Packet, PacketParser
 
-__all__ = ["Pace", "PortTakenError", "ServoBus"]
+__all__ = ["Pace", "PortTakenError", "ServoBus", "check_link"]
 
 # Linux: bytes waiting in a terminal; a terminal's settings with its speed as a number (the structure holds
 # four flags, 20 control bytes and two speeds).
@@ -171,17 +171,7 @@ class ServoBus:
     def _claim_link(self) -> None:
         """Refuse a path that holds something else; a link that a dead twin left behind is ours."""
         link = self.link
-        if link.is_symlink():
-            target = os.readlink(link)
-            if not target.startswith(("/dev/pts/", "/dev/tty")):
-                raise PortTakenError(
-                    f"{link} is a link to {target}, not to a terminal; remove it or pass another --port-link"
-                )
-        elif link.exists():
-            raise PortTakenError(
-                f"{link} exists and is no link; the virtual robot's port needs this path: remove what is "
-                "there or pass another --port-link"
-            )
+        check_link(link)
         name = hashlib.sha256(os.fsencode(link.absolute())).hexdigest()[:16]
         # Closed with the process, however that ends: it tells a live twin's link from a dead one's.
         lock = open(Path(tempfile.gettempdir()) / f"virtual_so101-{name}.lock", "w")  # noqa: SIM115
@@ -293,6 +283,21 @@ class ServoBus:
 
     def _vanishes(self) -> bool:
         return self.lost > 0.0 and self._random.random() < self.lost
+
+
+def check_link(link: Path) -> None:
+    """Raise `PortTakenError` where `link` is something else than what a virtual robot leaves there."""
+    if link.is_symlink():
+        target = os.readlink(link)
+        if not target.startswith(("/dev/pts/", "/dev/tty")):
+            raise PortTakenError(
+                f"{link} is a link to {target}, not to a terminal; remove it or pass another --port-link"
+            )
+    elif link.exists():
+        raise PortTakenError(
+            f"{link} exists and is no link; the virtual robot's port needs this path: remove what is "
+            "there or pass another --port-link"
+        )
 
 
 def _speed(terminal: int) -> int:

@@ -129,14 +129,16 @@ def _port(text: str) -> int:
 
 def _run(args: argparse.Namespace, stop: threading.Event) -> int:
     parent = os.getppid()
+    # What is wrong with the command line is said before the physics are loaded.
     faults = _read_faults(args.fault)
+    _check_links(args)
+    control = _open_control(args, stop)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    world = _build_world(args)
-    twin = _build_twin(args, world)
-    control: ControlServer | None = None
+    twin: Twin | None = None
     info: dict[str, object] = {}
     try:
-        control = _open_control(args, twin, stop)
+        world = _build_world(args)
+        twin = _build_twin(args, world)
         info = _start(args, world, twin, control, faults)
         return _watch(twin, stop, parent if args.exit_with_parent else None)
     finally:
@@ -144,9 +146,9 @@ def _run(args: argparse.Namespace, stop: threading.Event) -> int:
             from virtual_so101.launch import remove_description
 
             remove_description(info)
-        if control is not None:
-            control.close()
-        twin.close()
+        control.close()
+        if twin is not None:
+            twin.close()
 
 
 def _read_faults(texts: list[str]) -> list[Fault]:
@@ -155,6 +157,18 @@ def _read_faults(texts: list[str]) -> list[Fault]:
     try:
         return [Fault.parse(text) for text in texts]
     except FaultError as error:
+        raise StartError(str(error)) from None
+
+
+def _check_links(args: argparse.Namespace) -> None:
+    from virtual_so101.bus import PortTakenError, check_link
+    from virtual_so101.launch import port_links
+
+    arms = args.arms or (2 if args.task == "sort" else 1)
+    try:
+        for link in port_links(args.port_link, arms):
+            check_link(link)
+    except PortTakenError as error:
         raise StartError(str(error)) from None
 
 
@@ -194,11 +208,11 @@ def _build_twin(args: argparse.Namespace, world: World) -> Twin:
         raise StartError(f"the servo log {args.servo_log} cannot be written: {error}") from None
 
 
-def _open_control(args: argparse.Namespace, twin: Twin, stop: threading.Event) -> ControlServer:
+def _open_control(args: argparse.Namespace, stop: threading.Event) -> ControlServer:
     from virtual_so101.control import ControlServer
 
     try:
-        return ControlServer(twin, port=args.control_port, stop=stop.set)
+        return ControlServer(port=args.control_port, stop=stop.set)
     except OSError as error:
         raise StartError(
             f"control port {args.control_port} cannot be opened: {error}; stop what uses it or pass another "
@@ -232,12 +246,11 @@ def _start(
         state_dir=args.state_dir or default_state_dir(args.port_link),
     )
     info["control_port"] = control.port
-    control.info = info
     try:
         write_state(twin, info)
     except OSError as error:
         raise StartError(f"the state folder cannot be written: {error}; pass another --state-dir") from None
-    control.start()
+    control.start(twin, info)
     arms = "one arm" if info["arms"] == 1 else "two arms"
     print(f"✓ {args.task}: {info['prompt']!r}, {arms}, seed {args.seed}")
     for bus in twin.buses:

@@ -47,21 +47,13 @@ class ControlError(RuntimeError):
 
 
 class ControlServer:
-    """Serves one twin; `stop` is called when a client asks the command to end. Port 0: the system chooses.
+    """Takes the port at once (0: the system chooses) and serves `twin` from `start` on.
 
-    Raises `OSError` where the port is in use.
+    `stop` is called when a client asks the command to end. Raises `OSError` where the port is in use.
     """
 
-    def __init__(
-        self,
-        twin: Twin,
-        *,
-        port: int = 0,
-        info: dict[str, Any] | None = None,
-        stop: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._twin = twin
-        self.info = info if info is not None else {}
+    def __init__(self, *, port: int = 0, stop: Callable[[], None] = lambda: None) -> None:
+        self.info: dict[str, Any] = {}
         self._stop = stop
         outer = self
 
@@ -86,8 +78,10 @@ class ControlServer:
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="control", daemon=True)
 
-    def start(self) -> None:
-        """Answer from now on."""
+    def start(self, twin: Twin, info: dict[str, Any] | None = None) -> None:
+        """Answer from now on; `info` is what the op of that name replies."""
+        self._twin = twin
+        self.info = info or {}
         self._thread.start()
 
     def close(self) -> None:
