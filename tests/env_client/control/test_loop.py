@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from control_doubles import FPS, Arm, counting_chunk, policy_spec, reply
 from env_client.control import ControlLoop, LoopConfig, SafetyConfig, SafetyFilter, TickRecord, make_source
+from env_client.control.network import ChunkRequest, Outcome
 from env_client.control.simulated import SimulatedServer
 from env_client.envs.env import EnvError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 TICK = 1 / FPS
 
@@ -200,6 +203,80 @@ def test_old_observations_hold_the_pose(stale: dict[str, Any], caplog: pytest.Lo
     assert len({request.generation for request in rig.server.taken}) == 2
     assert len(caplog.records) == 1
     np.testing.assert_allclose(np.diff(rig.times), TICK)
+
+
+ANSWERS = st.sampled_from(
+    ["good", "jump", "nan", "huge", "short", "wide", "flat", "old", "other episode", "nothing", "gone"]
+)
+
+
+def odd_reply(kind: str, request: ChunkRequest) -> Any:
+    """An answer of a server that has lost its mind."""
+    rng = np.random.default_rng(request.seq)
+    rows: Any = rng.uniform(-150, 150, (20, 3)) if kind != "good" else np.full((20, 3), 10.0)
+    match kind:
+        case "nan":
+            rows[7, 1] = np.nan
+        case "huge":
+            rows *= 1e300
+        case "short":
+            rows = rows[:1]
+        case "wide":
+            rows = np.zeros((20, 4))
+        case "flat":
+            rows = rows[0]
+        case "nothing":
+            rows = None
+        case "gone":
+            return Outcome(request, None, "gone", "CONNECTION")
+    changes = {"old": {"seq": request.seq - 1}, "other episode": {"episode": 99}}.get(kind, {})
+    return reply(rows, request, **changes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    execution=st.sampled_from(["sync", "async", "ensemble"]),
+    answers=st.lists(ANSWERS, min_size=1, max_size=20),
+    latencies=st.lists(st.floats(0, 0.8), min_size=1, max_size=5),
+    trouble=st.dictionaries(
+        st.integers(2, 150),
+        st.sampled_from(["away", "long away", "slow", "very slow", "frozen", "pause"]),
+        max_size=8,
+    ),
+)
+def test_whatever_happens_no_command_leaves_the_limits_or_is_too_fast(
+    execution: str, answers: list[str], latencies: list[float], trouble: dict[int, str]
+) -> None:
+    """The whole chain against servers that talk nonsense and robots that come and go."""
+    rig = Rig(
+        lambda request: odd_reply(answers[request.seq % len(answers)], request),
+        lambda request: latencies[request.seq % len(latencies)],
+        execution,
+    )
+    gone_until = [0]
+
+    def on_read(count: int) -> dict[str, Any] | None:
+        what = trouble.get(count)
+        if what in ("away", "long away"):
+            gone_until[0] = count + (2 if what == "away" else 20)
+        if count < gone_until[0]:
+            raise EnvError("away")
+        if what in ("slow", "very slow"):
+            rig.clock.advance(0.04 if what == "slow" else 0.5)
+        if what == "pause":
+            rig.loop.resume() if rig.loop.paused else rig.loop.pause()
+        return {"image_age": {"front": 9.0}} if what == "frozen" else None
+
+    rig.arm.on_read = on_read
+    result = rig.loop.run_episode(time_s=6)
+    assert result.outcome == "time"
+    assert result.source_errors == 0
+    assert np.isfinite(rig.sent).all()
+    assert (rig.sent >= rig.arm.spec.lower).all()
+    assert (rig.sent <= rig.arm.spec.upper).all()
+    # Behind a slow reading two commands may leave shortly after one another: the second is all the smaller.
+    gaps = np.minimum(np.diff(rig.times), TICK)[:, None]
+    assert (np.abs(np.diff(rig.sent, axis=0)) <= rig.safety.speed * gaps * (1 + 1e-6) + 1e-9).all()
 
 
 # --------------------------------------------------------------------------------------- a lost robot
