@@ -26,6 +26,21 @@ def test_plot_has_a_row_for_each_joint(tmp_path, values, ticks):
         assert (np.abs(pixels[..., :3] - wanted).max(axis=-1) < 0.02).sum() > 20
 
 
+@pytest.mark.parametrize("horizon", [1, 8])
+def test_predictions_are_visible(tmp_path, horizon):
+    """Chunks of a single action are drawn as well."""
+    from matplotlib import image
+
+    path = tmp_path / "plot.png"
+    values = np.arange(32, dtype=np.float32)[:, None]
+    plot_actions(
+        path, values, values[::-1], boundaries=range(0, 32, horizon), names=["a"], fps=30.0, unit="rad", title="t"
+    )  # fmt: skip
+    pixels = image.imread(path)[40:]  # below the legend
+    red = np.array([0xD1, 0x49, 0x5B]) / 255
+    assert (np.abs(pixels[..., :3] - red).max(axis=-1) < 0.05).sum() > 50
+
+
 def test_no_prediction_at_all(tmp_path):
     """An episode that was never answered still draws what was recorded."""
     path = tmp_path / "plot.png"

@@ -38,7 +38,7 @@ def misfits(
         if camera.resize == "none" and (height, width) != (camera.height, camera.width):
             found.append(
                 f"the policy takes {camera.name} as {camera.height}x{camera.width} and nothing else, {name} has "
-                f"{height}x{width}: the server's embodiment file may set resize to stretch, pad or crop"
+                f"{height}x{width}: serve it with --policy.resize stretch, pad or crop"
             )
     parts = {part.name: part.size for part in env.states}
     for part in policy.states:

@@ -44,7 +44,16 @@ def plot_actions(
         axis.plot(seconds, recorded[:, row], color=RECORDED, linewidth=1.8)
         # Chunk by chunk: the jump between two chunks is no motion that anybody predicted.
         for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
-            axis.plot(seconds[start:stop], predicted[start:stop, row], color=PREDICTED, linewidth=1.4)
+            # A chunk of one action is a point, and a line of one point is invisible.
+            marker = "." if stop - start == 1 else None
+            axis.plot(
+                seconds[start:stop],
+                predicted[start:stop, row],
+                color=PREDICTED,
+                linewidth=1.4,
+                marker=marker,
+                ms=3,
+            )
         errors = np.abs(predicted[:, row] - recorded[:, row])
         errors = errors[np.isfinite(errors)]
         note = f"mean abs. error {errors.mean():.2f}" if errors.size else "no prediction"
