@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from env_client.wire import ErrorCode, WireError
 
+from grasp_cube.policies.chunk import check_chunk
 from grasp_cube.policies.policy import Policy, PolicyError, PolicyRequest
 
 __all__ = ["Result", "Scheduler", "SchedulerConfig"]
@@ -214,12 +215,13 @@ class Scheduler:
             return
         infer_ms = (time.perf_counter() - started) * 1e3
         for job, chunk in zip(batch, chunks, strict=True):
-            problem = _problem(chunk, policy.spec.action_dim)
-            if problem:
-                logger.error("refused a chunk: %s", problem)
-                job.finish(WireError(ErrorCode.INTERNAL, problem))
+            try:
+                checked = check_chunk(chunk, policy.spec)
+            except WireError as error:
+                logger.error("refused a chunk: %s", error.message)
+                job.finish(error)
             else:
-                job.finish(Result(chunk, (started - job.submitted) * 1e3, infer_ms, len(batch)))
+                job.finish(Result(checked, (started - job.submitted) * 1e3, infer_ms, len(batch)))
 
     def _fail(self, batch: Sequence[_Job], error: WireError) -> None:
         """One bad request must not spoil the batch that it came in: each is tried alone."""
@@ -228,17 +230,6 @@ class Scheduler:
             return
         for job in batch:
             self._infer([job])
-
-
-def _problem(chunk: np.ndarray, action_dim: int) -> str | None:
-    if chunk.ndim != 2 or chunk.shape[1] != action_dim or chunk.dtype != np.float32:
-        return (
-            f"the policy gave a chunk of shape {list(chunk.shape)} and dtype {chunk.dtype}; "
-            f"(horizon, {action_dim}) float32 was expected, so it was not sent"
-        )
-    if not np.isfinite(chunk).all():
-        return "the policy gave a chunk with values that are not finite, so it was not sent"
-    return None
 
 
 def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future, outcome: Any) -> None:
