@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from virtual_so101.control import ControlClient, ControlError, ControlServer
+from virtual_so101.control import ControlClient, ControlError, ControlServer, main
 
 
 @pytest.fixture
@@ -98,6 +99,22 @@ def test_bad_requests_get_a_sentence(controlled):
     client._socket.sendall(b"garbage\n")
     assert b"expected one JSON object" in client._file.readline()
     assert client.status()["mode"] == "lockstep"
+
+
+def test_ops_from_a_shell(controlled, capsys):
+    """One op per call, its reply as JSON; refusals go to standard error."""
+    twin, client = controlled
+    port = str(client._socket.getpeername()[1])
+    assert main(["--port", port, "reset", "9"]) == 0
+    assert twin.world.seed == 9
+    assert main(["--port", port, "step", "0.5"]) == 0
+    capsys.readouterr()
+    assert main(["--port", port, "status"]) == 0
+    assert json.loads(capsys.readouterr().out)["time"] == pytest.approx(0.5)
+    assert main(["--port", port, "fault", "boom"]) == 1
+    assert "unknown fault" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--port", port, "pause", "7"])
 
 
 def test_a_client_without_a_robot_says_so():

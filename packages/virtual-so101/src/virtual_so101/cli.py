@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtual_so101.control import DEFAULT_PORT
+
 if TYPE_CHECKING:
     from virtual_so101.control import ControlServer
     from virtual_so101.faults import Fault
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_CAMERA_PORT, _CONTROL_PORT = 5555, 5550
+_CAMERA_PORT = 5555
 # The live line: every second on a terminal, every ten seconds in a log.
 _LIVE, _LOGGED = 1.0, 10.0
 # A thread that wants the interpreter waits at most so long for one that computes, seconds: replies of the
@@ -96,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--control-port",
         type=_port,
-        default=_CONTROL_PORT,
+        default=DEFAULT_PORT,
         metavar="P",
-        help=f"TCP port of the control socket; 0 chooses ({_CONTROL_PORT})",
+        help=f"TCP port of the control socket; 0 chooses ({DEFAULT_PORT})",
     )
     add("--no-cameras", action="store_true", help="no pictures, and no OpenGL needed")
     add("--pace", action="store_true", help="make the bus as slow as 1 Mbit/s and a USB adapter are")

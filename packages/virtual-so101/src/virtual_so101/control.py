@@ -20,6 +20,9 @@ a bad request never closes the connection. A line longer than 1 MiB does.
 Pictures are JPEG as `ZMQCamera` gets them: decoded by OpenCV without swapping channels they are RGB.
 In lock step `step` sees what was sent to the bus before; name the goal packets that you have sent (`goals`)
 to rely on it under any load. Importing this module needs the standard library only.
+
+From a shell: `python -m virtual_so101.control [--port P] OP [VALUE]`, for example `fault late:80`, `reset 7`,
+`step 0.5`, `status`.
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from virtual_so101.twin import Twin
 
-__all__ = ["ControlClient", "ControlError", "ControlServer"]
+__all__ = ["DEFAULT_PORT", "ControlClient", "ControlError", "ControlServer", "main"]
 
+# Where the command listens unless it is told otherwise.
+DEFAULT_PORT = 5550
 _ADDRESS = "127.0.0.1"
 _LONGEST_LINE = 1 << 20
 # Events that one servo_log reply holds at most.
@@ -260,3 +265,46 @@ class ControlClient:
     def stop(self) -> None:
         """Ask the command to end."""
         self.call("stop")
+
+
+# The field that the shell's VALUE goes to.
+_SHELL_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "fault": ("fault", str),
+    "reset": ("seed", int),
+    "step": ("dt", float),
+    "servo_log": ("last", int),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Send one op from a shell and print its reply; the exit status is 1 where it was refused."""
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(prog="python -m virtual_so101.control", description="Send one op.")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"the control port ({DEFAULT_PORT})")
+    parser.add_argument(
+        "op", help="reset, success, status, info, pause, resume, step, fault, servo_log, stop"
+    )
+    parser.add_argument("value", nargs="?", help="fault: what goes wrong; reset: the seed; step: seconds")
+    args = parser.parse_args(argv)
+    fields: dict[str, Any] = {}
+    if args.value is not None:
+        if args.op not in _SHELL_FIELDS:
+            parser.error(f"{args.op} takes no value, got {args.value!r}")
+        name, read = _SHELL_FIELDS[args.op]
+        try:
+            fields[name] = read(args.value)
+        except ValueError:
+            parser.error(f"{args.op} needs {read.__name__} {name}, got {args.value!r}")
+    try:
+        with ControlClient(args.port) as client:
+            print(json.dumps(client.call(args.op, **fields), indent=2))
+    except ControlError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

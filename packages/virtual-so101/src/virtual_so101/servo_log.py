@@ -1,7 +1,7 @@
 """What the bus was told, when: a bounded list in memory and, if a path is given, a JSON-lines file.
 
-One line per event, times in seconds; `time` is simulated time, `wall` counts from the log's start on the
-monotonic clock:
+One line per event, times in seconds; `time` is simulated time since the reset, `wall` counts from the log's
+start on the monotonic clock:
 
     {"kind": "goal", "time": 1.234, "wall": 1.240, "arm": 0, "goal": {"shoulder_pan": 2047, ...}}
     {"kind": "torque", "time": .., "wall": .., "arm": 0, "torque": {"gripper": false}}
