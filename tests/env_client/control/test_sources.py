@@ -115,6 +115,16 @@ def test_a_horizon_below_twice_the_delay_is_said_at_once(caplog: pytest.LogCaptu
     np.testing.assert_allclose(got, np.arange(len(got)), atol=1e-4)
 
 
+def test_where_no_chunk_bridges_the_delay_async_is_no_worse_than_sync() -> None:
+    """With fewer actions than ticks of delay, asking early would cut off what was executed meanwhile."""
+    held = {}
+    for execution in ("sync", "async"):
+        bench = Bench(execution, lambda request: counting_chunk(request, 16), 1.0)
+        bench.run(2000)
+        held[execution] = bench.source.stats.starved
+    assert held["async"] <= held["sync"]
+
+
 # -------------------------------------------------------------------------------------------- the seams
 
 

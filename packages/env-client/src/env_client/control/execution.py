@@ -85,6 +85,10 @@ class AsyncSource(_PlanSource):
         delay = self.latency.ticks(self.fps)
         if delay is None:
             return self.spec.horizon
+        if delay >= self._stats.horizon:
+            # No chunk can bridge the delay. Every action executed meanwhile would be cut off the new chunk too, so
+            # asking early loses more than standing still: (H - r) of H - 2r + d ticks are used when r are left.
+            return 0
         return delay + self.options.margin_ticks + self.blend_ticks
 
     def _merge(self, chunk: Chunk) -> bool:

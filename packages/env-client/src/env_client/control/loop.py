@@ -92,6 +92,7 @@ class ControlLoop:
 
     # --------------------------------------------------------------------------------------------- an episode
 
+    @steady_interpreter()
     def run_episode(
         self,
         *,
@@ -118,25 +119,24 @@ class ControlLoop:
         self.safety.begin_episode(pose, self._episode)
         self.source.reset(self._episode)
         steps, outcome = 0, "stopped"
-        with steady_interpreter():
-            started = self.clock.now()
-            for tick in self._ticks():
-                if stop.is_set():
-                    break
-                if time_s is not None and tick.started - started >= time_s - 1e-9:
-                    outcome = "time"
-                    break
-                steps += self._run_tick(tick)
-                self._link.timing.finished(tick, self.clock.now())
-                if self._link.lost:
-                    outcome = "env lost"
-                    break
-                if self.env.done:
-                    outcome = "done"
-                    break
-                if max_steps is not None and steps >= max_steps:
-                    outcome = "steps"
-                    break
+        started = self.clock.now()
+        for tick in self._ticks():
+            if stop.is_set():
+                break
+            if time_s is not None and tick.started - started >= time_s - 1e-9:
+                outcome = "time"
+                break
+            steps += self._run_tick(tick)
+            self._link.timing.finished(tick, self.clock.now())
+            if self._link.lost:
+                outcome = "env lost"
+                break
+            if self.env.done:
+                outcome = "done"
+                break
+            if max_steps is not None and steps >= max_steps:
+                outcome = "steps"
+                break
         return tally.result(outcome, steps, self.clock.now() - started)
 
     def _run_tick(self, tick: Tick) -> bool:
@@ -210,6 +210,7 @@ class ControlLoop:
 
     # ------------------------------------------------------------------------------------------------- a move
 
+    @steady_interpreter()
     def move_to(
         self,
         pose: np.ndarray,
