@@ -79,6 +79,21 @@ def test_a_bus_process_that_dies_is_noticed(make_twin):
         twin.check()
 
 
+@IN_PROCESS
+def test_a_plug_that_does_not_fit_is_told_to_who_pushes_it(make_twin, bus_process):
+    """Replugging where the link's folder is gone raises there; the bus lives on and fits afterwards."""
+    twin = make_twin(bus_process=bus_process)
+    link = twin.buses[0].link
+    twin.buses[0].unplug()
+    link.mkdir()
+    with pytest.raises(OSError, match="port0"):
+        twin.buses[0].replug()
+    link.rmdir()
+    twin.check()
+    twin.buses[0].replug()
+    assert ping(link) == ALIVE_1
+
+
 def test_the_bus_process_removes_its_port_when_its_twin_is_gone(new_world, tmp_path):
     """Whatever ended the twin, the socket closes, and the link does not stay behind."""
     world = new_world(1)

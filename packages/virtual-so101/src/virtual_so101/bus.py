@@ -70,6 +70,22 @@ class Pace:
         return wire + (self.latency + return_delay if answered else 0.0)
 
 
+class _Job:
+    """Something that another thread wants done in the bus thread; what it raises belongs to that thread."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self.done = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:
+            self.error = error
+        self.done.set()
+
+
 class ServoBus:
     """One arm's servos behind a pseudo-terminal at the symlink `link`.
 
@@ -95,9 +111,11 @@ class ServoBus:
         self._master = self._slave = -1
         self._lock_file: TextIO | None = None
         self._wake_read, self._wake_write = os.pipe()
-        self._jobs: list[tuple[Callable[[], None], threading.Event]] = []
-        self._running = False
+        self._jobs: list[_Job] = []
+        self._running = self._closed = False
         self._busy = False
+        # What ended the thread, if anything did.
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"servo-bus-{arm}", daemon=True)
 
     @property
@@ -122,6 +140,14 @@ class ServoBus:
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+        if not self._closed:
+            self._closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def failure(self) -> str | None:
+        """Why the bus no longer answers; None while it does, or before it was started."""
+        return None if self._error is None else f"{type(self._error).__name__}: {self._error}"
 
     def lose(self, probability: float) -> None:
         """Let every packet, instruction or status, vanish with this probability."""
@@ -174,7 +200,8 @@ class ServoBus:
         check_link(link)
         name = hashlib.sha256(os.fsencode(link.absolute())).hexdigest()[:16]
         # Closed with the process, however that ends: it tells a live twin's link from a dead one's.
-        lock = open(Path(tempfile.gettempdir()) / f"virtual_so101-{name}.lock", "w")  # noqa: SIM115
+        path = Path(tempfile.gettempdir()) / f"virtual_so101-{os.getuid()}-{name}.lock"
+        lock = path.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -199,9 +226,14 @@ class ServoBus:
         os.set_blocking(self._master, False)
         self.link.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.link.with_name(f"{self.link.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.ttyname(self._slave))
-        os.replace(fresh, self.link)
+        try:
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(os.ttyname(self._slave))
+            os.replace(fresh, self.link)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            self._unlink_port()
+            raise
 
     def _unlink_port(self) -> None:
         if self._master < 0:
@@ -217,15 +249,22 @@ class ServoBus:
     def _in_thread(self, job: Callable[[], None]) -> None:
         """Run `job` in the bus thread, which alone touches the port while it runs."""
         if not self._running:
-            job()
-            return
-        done = threading.Event()
-        self._jobs.append((job, done))
+            raise RuntimeError(f"the servo bus of arm {self.arm} is not running")
+        task = _Job(job)
+        self._jobs.append(task)
         os.write(self._wake_write, b"x")
-        if not done.wait(_HANDOVER):
+        if not task.done.wait(_HANDOVER):
             raise TimeoutError(f"the servo bus of arm {self.arm} did not answer within {_HANDOVER:g} s")
+        if task.error is not None:
+            raise task.error
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:
+            self._error = error
+
+    def _loop(self) -> None:
         # A servo does not wait for other programs. Without the right to ask for it this changes nothing.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PRIORITY)
@@ -237,9 +276,7 @@ class ServoBus:
             if self._wake_read in ready:
                 os.read(self._wake_read, 64)
                 while self._jobs:
-                    job, done = self._jobs.pop(0)
-                    job()
-                    done.set()
+                    self._jobs.pop(0).run()
             elif self._master in ready:
                 self._busy = True
                 self._receive()

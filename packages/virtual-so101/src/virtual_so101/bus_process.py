@@ -45,7 +45,7 @@ _SENSED, _COMMAND, _COUNTER, _ARM_SIZE = slice(0, 18), slice(18, 42), 42, 43
 _LIMIT, _END = 10.0, 5.0
 _ERRORS = {e.__name__: e for e in (PortTakenError, ValueError, OSError, TimeoutError, RuntimeError)}
 # What the twin may call in the other process.
-_BUS_OPS = ("start", "lose", "stall", "unplug", "replug", "drain", "counters")
+_BUS_OPS = ("start", "lose", "stall", "unplug", "replug", "drain", "counters", "failure")
 _CHAIN_OPS = (
     "hold",
     "enable_torque",
@@ -278,6 +278,10 @@ class RemoteBus:
     def drain(self) -> None:
         """Wait until the line is quiet."""
         self._call("drain")
+
+    def failure(self) -> str | None:
+        """Why the bus no longer answers; None while it does."""
+        return self._call("failure") if self._process.alive else "the servo bus process has ended"
 
     def counters(self) -> dict[str, Any]:
         """See `ServoBus.counters`."""

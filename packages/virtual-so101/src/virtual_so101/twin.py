@@ -206,8 +206,10 @@ class Twin:
     def check(self) -> None:
         """Raise what ended a thread, if anything did."""
         error = self.error or (self.cameras.error if self.cameras is not None else None)
-        if error is None and self._process is not None and not self._process.alive:
-            error = RuntimeError("the servo bus process has ended")
+        for bus in self.buses:
+            failure = None if error is not None else bus.failure()
+            if failure is not None:
+                error = RuntimeError(failure)
         if error is not None:
             raise RuntimeError(f"the virtual robot stopped: {error}") from error
 
