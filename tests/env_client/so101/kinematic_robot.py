@@ -85,6 +85,23 @@ class KinematicWorld:
         pass
 
 
+# What `record_stop` was called with.
+STOPS: list[dict[str, Any]] = []
+
+
+def record_stop(**arguments: Any) -> str:
+    """A stop function for a supervisor under test."""
+    STOPS.append(arguments)
+    return "recorded"
+
+
+class PoseServer(ControlServer):
+    """The control socket with one op more: where the joints really are."""
+
+    def _op_pose(self, arm: int = 0) -> dict[str, Any]:
+        return {"ticks": calibration(arm).to_ticks(self._twin.world.positions(arm)).tolist()}
+
+
 def calibration(arm: int = 0) -> ArmCalibration:
     """The calibration of an arm of `KinematicWorld`."""
     return ArmCalibration.of_limits(LOWER, UPPER, arm)
@@ -108,9 +125,9 @@ def main(folder: Path, arms: int = 1) -> None:
     for chain, name in zip(twin.chains, arm_ids("virtual", arms), strict=True):
         chain.calibration.save(folder / "calibration" / f"{name}.json")
     ended = threading.Event()
-    server = ControlServer(twin, stop=ended.set)
+    server = PoseServer(stop=ended.set)
     twin.start()
-    server.start()
+    server.start(twin)
     assert twin.cameras is not None
     (folder / "cameras.json").write_text(json.dumps(twin.cameras.config))
     print(json.dumps({"control_port": server.port}), flush=True)

@@ -260,6 +260,7 @@ class SO101Arm:
 
     def _recover(self, old: Any) -> None:
         _let_go(old)
+        said = ""
         while not self._closed.wait(_RETRY):
             try:
                 robot = self._open()
@@ -267,8 +268,12 @@ class SO101Arm:
                 if self._engaged and not limp:
                     self._hold_where_it_is(robot)
             except Exception as error:
+                reason = _said(error)
                 with self._lock:
-                    self._lost = f"the bus is lost ({_said(error)}); looking for it"
+                    self._lost = f"the bus is lost ({reason}); looking for it"
+                if reason != said:
+                    logger.warning("%s is still away: %s", self.name, reason)
+                said = reason
                 continue
             with self._lock:
                 if self._closed.is_set():
@@ -302,11 +307,7 @@ class SO101Arm:
             )
         try:
             robot.bus.connect(handshake=False)
-            silent = [
-                f"{name} (id {motor.id})"
-                for name, motor in robot.bus.motors.items()
-                if not _answers(robot, name)
-            ]
+            silent = _silent(robot)
             if silent:
                 raise EnvError(
                     f"on {self.port} these servos of {self.name} do not answer: {', '.join(silent)}; look at their "
@@ -363,8 +364,17 @@ class SO101Arm:
         )
 
 
-def _answers(robot: Any, motor: str) -> bool:
-    return robot.bus.ping(motor, num_retry=1) is not None
+def _silent(robot: Any) -> list[str]:
+    """The servos that answer no ping, in several rounds: a busy machine or a lost packet is no dead servo."""
+    missing = dict(robot.bus.motors)
+    for attempt in range(_TRIES):
+        # A late answer to one ping would be taken for the answer to the next.
+        time.sleep(_RETRY / 10 if attempt else 0.0)
+        robot.bus.port_handler.ser.reset_input_buffer()
+        missing = {name: motor for name, motor in missing.items() if robot.bus.ping(name) is None}
+        if not missing:
+            break
+    return [f"{name} (id {motor.id})" for name, motor in missing.items()]
 
 
 def _let_go(robot: Any) -> None:

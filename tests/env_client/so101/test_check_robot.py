@@ -1,0 +1,51 @@
+"""`check_robot`: the tables, the pictures, and what is not in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from env_client.check_robot import main
+
+Make = Callable[..., Any]
+
+
+def check(folder: Path, *flags: str) -> int:
+    common = ["--env.robot.port", str(folder / "port0"), "--env.robot.id", "virtual", "--time-s", "0.5"]
+    common += [
+        "--env.robot.calibration-dir",
+        str(folder / "calibration"),
+        "--output-dir",
+        str(folder / "out"),
+    ]
+    common += ["--env.camera-config-path", str(folder / "cameras.json")]
+    with pytest.raises(SystemExit) as ended:
+        main([*common, *flags])
+    return int(ended.value.code or 0)
+
+
+def test_all_in_order(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Joints, limits, calibration, rates and pictures; nothing is switched on."""
+    twin = make_twin(camera_port=0)
+    assert check(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "so101: 6 joints, unit normalized" in said
+    assert "shoulder_pan.pos" in said
+    assert "calibrated ticks shoulder_pan" in said
+    assert "640x480" in said
+    assert "✓ cameras, joints and calibration are in order" in said
+    assert (tmp_path / "out" / "front.png").stat().st_size > 1000
+    assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]
+
+
+def test_what_is_wrong_is_said(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A camera that the task needs and the robot lacks is exit code 1; a missing calibration is 2."""
+    make_twin(camera_port=0)
+    cameras = (tmp_path / "cameras.json").read_text().replace('"wrist": {', '"side": {')
+    (tmp_path / "cameras.json").write_text(cameras)
+    assert check(tmp_path, "--task", "lift") == 1
+    assert "✗ camera wrist, which the task needs, is missing" in capsys.readouterr().out
+    assert check(tmp_path, "--env.robot.id", "nobody") == 2
+    assert "has no calibration file" in capsys.readouterr().err
