@@ -5,11 +5,12 @@ It speaks our protocol, and plain openpi where the server's metadata names no pr
 Life cycle: the constructor waits for the server (with a visible message) and reads its metadata; `infer` is
 lock-step; a lost connection raises `ConnectionLost` once and is opened again by the next call. Nothing has to
 be told again after that: each request carries all that its answer depends on.
+A connection that ended while nobody used it (a server that restarted, a proxy's time-out) is opened again at
+once and without an error, if the same policy answers there: nothing had been sent on it.
 One thread at a time may call it, but for `close`.
 """
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
+from env_client.websocket import Connection, NothingSent
 from env_client.wire import (
     Dialect,
     ErrorCode,
@@ -28,7 +29,7 @@ from env_client.wire import (
     RemoteError,
     RtcPrefix,
     encode_image,
-    pack,
+    pack_parts,
     unpack,
 )
 from env_client.wire.images import ImageCodec
@@ -43,8 +44,6 @@ RETRY_S = 0.5
 HANDSHAKE_S = 10.0
 # How often a waiting client says so, in seconds.
 MESSAGE_EVERY_S = 5.0
-# Kernel buffers that hold a whole raw observation, so that a send does not wait for the reader, in bytes.
-SOCKET_BUFFER = 4 * 1024 * 1024
 
 
 class ConnectionLost(ConnectionError):
@@ -92,8 +91,12 @@ class WebsocketClientPolicy:
         self.spec: PolicySpec | None = None
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._say = on_status or (lambda sentence: print(sentence, flush=True))
-        self._connection: ClientConnection | None = None
+        self._connection: Connection | None = None
         self._answered = False
+        # The connection whose metadata is awaited; its metadata's bytes; whether it was told a prompt.
+        self._opening: Connection | None = None
+        self._announced = b""
+        self._prompted = False
         self._seq = 0
         self._closing = threading.Event()
         self.connect()
@@ -130,7 +133,9 @@ class WebsocketClientPolicy:
                     ) from error
                 now = time.monotonic()
                 if announced is None or now - announced >= MESSAGE_EVERY_S:
-                    self._say(f"Waiting for a policy server at {self.url} … ({_reason(error)}, {waited:.0f} s)")
+                    self._say(
+                        f"Waiting for a policy server at {self.url} … ({_reason(error)}, {waited:.0f} s)"
+                    )
                     announced = now
                 self._closing.wait(RETRY_S)
             else:
@@ -139,34 +144,33 @@ class WebsocketClientPolicy:
                 return
 
     def _open(self) -> None:
-        connection = connect(
-            self.url,
-            additional_headers=self._headers,
-            compression=None,
-            max_size=None,
-            open_timeout=HANDSHAKE_S,
-            # A plain server answers no ping while its model runs; the time-out of each request watches instead.
-            ping_interval=None,
-            close_timeout=1,
-            # A robot's server is on the lab's own network; a web proxy only adds delay.
-            proxy=None,
-        )
+        connection = Connection.open(self.url, headers=self._headers, timeout=HANDSHAKE_S)
         try:
-            _widen(connection)
+            self._opening = connection
+            if self._closing.is_set():
+                raise ConnectionLost(f"the client of {self.url} was closed")
             # The metadata of a server that loads while clients connect may be as late as a first inference.
             frame = connection.recv(timeout=self.first_timeout_s)
             if isinstance(frame, str):
                 raise RemoteError(ErrorCode.NOT_READY, f"the server at {self.url} answered: {frame}")
             metadata, _ = unpack(frame)
             if not isinstance(metadata, dict):
-                raise InvalidInput(f"the first frame of {self.url} is not a map; a policy's metadata was expected")
+                raise InvalidInput(
+                    f"the first frame of {self.url} is not a map; a policy's metadata was expected"
+                )
             spec = PolicySpec.from_wire(metadata["policy"]) if metadata.get("policy") is not None else None
+            self._connection = connection
+            if self._closing.is_set():
+                raise ConnectionLost(f"the client of {self.url} was closed")
         except BaseException:
+            self._connection = None
             connection.close()
             raise
+        finally:
+            self._opening = None
         self.metadata, self.spec = metadata, spec
-        self._connection = connection
-        self._answered = False
+        self._announced = bytes(frame)
+        self._answered = self._prompted = False
 
     def _raise_if_final(self, error: Exception) -> None:
         """Some answers do not get better by waiting."""
@@ -183,18 +187,36 @@ class WebsocketClientPolicy:
                     f"the server at {self.url} refused the key (HTTP {status}): {body or 'give its --api_key'}",
                 ) from error
             if status == 404:
-                raise RemoteError(ErrorCode.INVALID_INPUT, f"the server at {self.url}: {body or 'HTTP 404'}") from error
+                raise RemoteError(
+                    ErrorCode.INVALID_INPUT, f"the server at {self.url}: {body or 'HTTP 404'}"
+                ) from error
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Without waiting for the peer: it may be gone.
-            connection.close_timeout = 0.1
             connection.close()
+
+    def _reopen(self, ended: NothingSent) -> Connection:
+        """The same policy on a new connection, after the old one `ended` while it was idle."""
+        announced = self._announced
+        self._drop()
+        if self._closing.is_set() or self._prompted:
+            # A prompt belongs to its connection: the caller has to know that it is gone.
+            raise ended
+        self._open()
+        connection = self._connection
+        if connection is None or self._announced != announced:
+            raise ConnectionLost(
+                f"the server at {self.url} was started again and announces another policy: look at its spec"
+            )
+        return connection
 
     def close(self) -> None:
         """Close the connection. May be called twice, and from another thread to end a waiting call."""
         self._closing.set()
+        opening = self._opening
+        if opening is not None:
+            opening.close()
         self._drop()
 
     def __enter__(self) -> "WebsocketClientPolicy":
@@ -228,7 +250,7 @@ class WebsocketClientPolicy:
         self._seq = self._seq + 1 if seq is None else seq
         if not self.speaks_protocol:
             bare = obs if prompt is None else obs | {"prompt": prompt}
-            reply = self._exchange(pack(bare, self.dialect))
+            reply = self._exchange(pack_parts(bare, self.dialect))
             return _with_chunk(reply) | {"seq": self._seq, "episode": episode, "capture_time": capture_time}
         request = Infer(
             obs=self._encoded(obs),
@@ -239,13 +261,13 @@ class WebsocketClientPolicy:
             episode=episode,
             capture_time=capture_time,
         )
-        return _with_chunk(self._exchange(pack(request.to_wire(), self.dialect), seq=self._seq))
+        return _with_chunk(self._exchange(pack_parts(request.to_wire(), self.dialect), seq=self._seq))
 
     def reset(self) -> None:
         """Tell the server that an episode begins. A plain openpi server knows no reset and is not told."""
         self.connect()
         if self.speaks_protocol:
-            self._exchange(pack({"reset": True}))
+            self._exchange(pack_parts({"reset": True}))
 
     def status(self) -> dict[str, Any]:
         """The server's state as plain values."""
@@ -254,28 +276,38 @@ class WebsocketClientPolicy:
     def set_prompt(self, prompt: str) -> None:
         """The prompt of this connection for requests that name none."""
         self._call({"op": "set_prompt", "prompt": prompt})
+        self._prompted = True
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         self.connect()
         if not self.speaks_protocol:
             raise InvalidInput(f"the server at {self.url} speaks plain openpi, which has no {message['op']}")
         self._seq += 1
-        return self._exchange(pack(message | {"seq": self._seq}, self.dialect), seq=self._seq)
+        return self._exchange(pack_parts(message | {"seq": self._seq}, self.dialect), seq=self._seq)
 
-    def _exchange(self, frame: bytes, seq: int | None = None) -> dict[str, Any]:
+    def _exchange(self, frame: list[bytes | memoryview], seq: int | None = None) -> dict[str, Any]:
         connection = self._connection
         if connection is None:
             raise ConnectionLost(f"the client of {self.url} was closed")
-        limit = self.timeout_s if self._answered else max(self.first_timeout_s, self.timeout_s)
+        limit = self._limit()
         deadline = time.monotonic() + limit
         try:
-            connection.send(frame)
+            try:
+                connection.send(frame, limit)
+            except NothingSent as ended:
+                connection = self._reopen(ended)
+                # As on every new connection, the first answer may take longer.
+                limit = self._limit()
+                deadline = time.monotonic() + limit
+                connection.send(frame, limit)
             while True:
                 answer = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
                 reply = self._read(answer)
                 # A reply to another request can only come after a caller was interrupted inside this method.
                 if seq is None or reply.get("seq") in (seq, None):
                     break
+        except ConnectionLost:
+            raise
         except TimeoutError as error:
             # A late reply would be taken for the answer to the next request: this connection is spent.
             self._drop()
@@ -290,7 +322,10 @@ class WebsocketClientPolicy:
         self._answered = True
         return reply
 
-    def _read(self, answer: str | bytes) -> dict[str, Any]:
+    def _limit(self) -> float:
+        return self.timeout_s if self._answered else max(self.first_timeout_s, self.timeout_s)
+
+    def _read(self, answer: str | memoryview) -> dict[str, Any]:
         if isinstance(answer, str):
             code, separator, message = answer.partition(": ")
             if separator and code in ErrorCode.__members__:
@@ -312,7 +347,9 @@ class WebsocketClientPolicy:
         if self.image_codec not in self.metadata.get("image_codecs", ()):
             return obs
         encoded = {
-            name: encode_image(image, self.image_codec, self.jpeg_quality) if isinstance(image, np.ndarray) else image
+            name: encode_image(image, self.image_codec, self.jpeg_quality)
+            if isinstance(image, np.ndarray)
+            else image
             for name, image in images.items()
         }
         return obs | {"images": encoded}
@@ -334,8 +371,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, InvalidHandshake):
         return f"no WebSocket answer: {error}"
     return str(error) or type(error).__name__
-
-
-def _widen(connection: ClientConnection) -> None:
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        connection.socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)

@@ -16,6 +16,7 @@ declared length is compared with the bytes that are really there.
 """
 
 import math
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ import numpy as np
 
 from env_client.wire.errors import InvalidInput
 
-__all__ = ["DEFAULT_LIMITS", "Dialect", "EncodedImage", "Limits", "pack", "unpack"]
+__all__ = ["DEFAULT_LIMITS", "Dialect", "EncodedImage", "Limits", "pack", "pack_parts", "unpack"]
+
+# Data from this size on, in bytes, is not copied by `pack_parts`; a copy of less is cheaper than a part.
+PART_BYTES = 4096
+# Stands for such data until the rest is packed. Random, and never sent, so that nothing a peer makes up equals it.
+_PLACEHOLDER = os.urandom(16)
 
 
 class Dialect(StrEnum):
@@ -77,6 +83,47 @@ def pack(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> bytes:
         return msgpack.packb(value, default=default, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"this cannot be packed for the wire: {error}") from error
+
+
+def pack_parts(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> list[bytes | memoryview]:
+    """The same frame as `pack` in pieces, with the data of large arrays and images as views, not as copies.
+
+    The values must not change until the pieces are sent.
+    """
+    large: list[memoryview] = []
+    plain = _pack_openpi if dialect == Dialect.OPENPI else _pack_msgpack_numpy
+
+    def default(value: Any) -> dict:
+        fields = plain(value)
+        key = "data" if "data" in fields else b"data"
+        data = fields[key]
+        if isinstance(data, memoryview | bytes) and len(data) >= PART_BYTES:
+            large.append(memoryview(data))
+            fields[key] = _PLACEHOLDER
+        return fields
+
+    try:
+        skeleton = msgpack.packb(value, default=default, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"this cannot be packed for the wire: {error}") from error
+    parts: list[bytes | memoryview] = []
+    at = 0
+    for data in large:
+        # The placeholder was packed with a two-byte header of its own.
+        found = skeleton.index(_PLACEHOLDER, at)
+        parts.append(skeleton[at : found - 2] + _bin_header(len(data)))
+        parts.append(data)
+        at = found + len(_PLACEHOLDER)
+    parts.append(skeleton[at:])
+    return parts
+
+
+def _bin_header(length: int) -> bytes:
+    if length < 65536:
+        return b"\xc5" + _U16.pack(length)
+    if length < 2**32:
+        return b"\xc6" + _U32.pack(length)
+    raise InvalidInput(f"an array of {length} bytes; less than 4 GB fit into one msgpack value")
 
 
 def _array_bytes(array: np.ndarray) -> memoryview | bytes:
@@ -262,7 +309,7 @@ class _Decoder:
             return _encoded_image(value)
         return {key: _settled(item) for key, item in value.items()}
 
-    def scalar(self, fields: dict[str, Any]) -> np.generic:
+    def scalar(self, fields: dict[str, Any]) -> Any:
         """openpi sends a scalar's plain value; its bytes, which some peers send, are read as well."""
         data, dtype = fields.get("data"), _dtype(fields.get("dtype"))
         if isinstance(data, memoryview):
