@@ -14,7 +14,8 @@ those of an ideal server, which follows the prefix exactly as the mask says.
     jerk         root mean square of the third difference of what was sent, rad/s^3
 
 The second runs in real time: `serve_policy` with the NumPy policy in another process, two 480x640 cameras, and
-this process as the robot. Jitter is how far the intervals between commands are from the period.
+this process as the robot. Jitter is how far the intervals between commands are from the period. An "idle" loop, which
+only sleeps, runs before each: what it shows is the machine's own.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from env_client.control import EXECUTIONS, ControlLoop, SafetyConfig, SafetyFilter, make_source
-from env_client.control.clock import MonotonicClock
+from env_client.control.clock import MonotonicClock, Pacer, Timing
 from env_client.control.network import ChunkRequest
 from env_client.control.simulated import SimulatedClock, SimulatedServer
 from env_client.envs.env import EnvSpec, Observation
@@ -197,13 +198,13 @@ def matrix(ticks: int, latencies: tuple[float, ...], horizons: tuple[int, ...]) 
 def real_time(seconds: float, delays: tuple[float, ...]) -> list[dict[str, Any]]:
     images = picture_pair(480, 640)["images"]
     cameras = tuple({"name": name, "height": 480, "width": 640, "resize": "none"} for name in images)
-    executions = [execution for execution in EXECUTIONS if execution != "rtc"]
+    executions = ["idle", *(execution for execution in EXECUTIONS if execution != "rtc")]
     rows = []
     bar = tqdm(total=len(delays) * len(executions), desc="real time", unit="run")
     for delay in delays:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = write_checkpoint(
-                Path(folder) / "wave", horizon=50, delay_s=delay, cameras=cameras, unit="rad"
+                Path(folder) / "wave", horizon=100, delay_s=delay, cameras=cameras, unit="rad"
             )
             process, port = start(
                 "-m", "grasp_cube.serve_policy", "--policy.path", str(checkpoint), "--host", "127.0.0.1", "--port", "0"
@@ -231,7 +232,18 @@ def real_time(seconds: float, delays: tuple[float, ...]) -> list[dict[str, Any]]
     return rows
 
 
+def idle(seconds: float) -> dict[str, Any]:
+    """A loop with nothing to do."""
+    pacer, timing = Pacer(MonotonicClock(), 1 / FPS), Timing(1 / FPS)
+    for _ in range(round(seconds * FPS)):
+        timing.ticked(pacer.wait())
+        timing.sent(time.monotonic())
+    return timing.summary() | {"starved": 0, "latency_s": 0.0, "cpu": 0.0}
+
+
 def drive(execution: str, port: int, images: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
+    if execution == "idle":
+        return idle(seconds)
     client = WebsocketClientPolicy("127.0.0.1", port, on_status=lambda sentence: None)
     assert client.spec is not None
     source = make_source(execution, client, client.spec, FPS)
@@ -263,7 +275,7 @@ def main() -> None:
         rows = real_time(5.0, (0.1,))
     else:
         cells = matrix(3000, LATENCIES_S, HORIZONS)
-        rows = real_time(20.0, (0.0, 0.3))
+        rows = real_time(20.0, (0.0, 0.3, 1.0))
     if options.json:
         figures = {"simulated": [cell.__dict__ for cell in cells], "real_time": rows}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

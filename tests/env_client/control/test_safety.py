@@ -119,12 +119,12 @@ def test_a_wrong_action_holds_the_last_command(action: Any, reason: str) -> None
 
 
 def test_a_stale_action_holds() -> None:
-    """Of another episode, or resting on an observation that is too old or has no age."""
-    safety = make(max_age_s=2.0)
+    """Of another episode, or meant for a moment that is too long ago or unknown."""
+    safety = make(max_late_s=2.0)
     assert safety.apply(np.ones(3), episode=1).refused == "stale"
-    assert safety.apply(np.ones(3), age_s=2.1).refused == "stale"
-    assert safety.apply(np.ones(3), age_s=float("nan")).refused == "stale"
-    assert safety.apply(np.ones(3), episode=0, age_s=1.9).refused is None
+    assert safety.apply(np.ones(3), late_s=2.1).refused == "stale"
+    assert safety.apply(np.ones(3), late_s=float("nan")).refused == "stale"
+    assert safety.apply(np.ones(3), episode=0, late_s=1.9).refused is None
     assert safety.counters["stale"] == 3
 
 
@@ -343,7 +343,7 @@ ticks = st.fixed_dictionaries(
         "action": actions,
         "boundary": st.booleans(),
         "dt_s": st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 0.1)),
-        "age_s": st.one_of(st.none(), st.floats(allow_nan=True)),
+        "late_s": st.one_of(st.none(), st.floats(allow_nan=True)),
         "episode": st.sampled_from([None, 0, 1]),
         "direct": st.booleans(),
         "measured": st.one_of(st.none(), hnp.arrays(np.float32, 3, elements=st.floats(-150, 150, width=32))),

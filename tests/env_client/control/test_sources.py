@@ -241,6 +241,35 @@ def test_a_reset_forgets_the_plan(execution: str) -> None:
     assert bench.step() is None
 
 
+def test_an_answer_after_a_stall_is_dropped_unless_that_is_the_new_pace() -> None:
+    """A fresh observation is answered sooner than one of five seconds ago is worth."""
+    slow = [False]
+    bench = Bench("async", counting_chunk, lambda request: 5.0 if slow[0] else 0.1)
+    bench.run(100)
+    slow[0] = True
+    bench.run(80)
+    slow[0] = False
+    actions = bench.run(200)
+    assert bench.source.stats.dropped == {"stale": 1}
+    assert all(action is not None for action in actions[-50:])
+    slow[0] = True
+    assert len(numbers(bench.run(1500))) > 100
+    assert bench.source.stats.dropped["stale"] == 2
+
+
+def test_an_action_knows_when_it_was_meant_for() -> None:
+    """The tick of its row after the observation: as long as nothing was held, that is now."""
+    bench = Bench("async", counting_chunk, 0.3)
+    for _ in range(200):
+        if bench.step() is not None:
+            origin = bench.source.origin
+            assert origin is not None
+            # The first chunk was waited for.
+            assert bench.clock.now() - origin.due == pytest.approx(
+                0.3 if bench.source.stats.chunks == 1 else 0
+            )
+
+
 def test_a_server_that_echoes_nothing_is_believed() -> None:
     """A bare openpi server knows neither seq nor episode."""
     bench = Bench("async", lambda request: {"actions": np.ones((10, 3))}, 0.1)

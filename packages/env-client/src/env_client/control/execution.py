@@ -42,7 +42,7 @@ class _PlanSource(ChunkSource):
             return None
         chunk = self._chunk
         self._origin = Origin(
-            chunk.episode, chunk.seq, chunk.capture_time, self._boundary, self._plan.inner_step
+            chunk.episode, chunk.seq, self._due(chunk), self._boundary, self._plan.inner_step
         )
         self._boundary = False
         return action
@@ -218,9 +218,7 @@ class EnsembleSource(ChunkSource):
         weights = np.exp(-self.options.ensemble_decay * np.arange(len(rows)))
         action = np.average(np.array(rows, np.float64), axis=0, weights=weights)
         newest = self._chunks[-1]
-        self._origin = Origin(
-            newest.episode, newest.seq, newest.capture_time, self._boundary, self._inner_step
-        )
+        self._origin = Origin(newest.episode, newest.seq, self._due(newest), self._boundary, self._inner_step)
         self._boundary = False
         return action.astype(np.float32)
 

@@ -204,7 +204,7 @@ class ControlLoop:
             boundary=origin.boundary,
             dt_s=since,
             inner_step=origin.inner_step,
-            age_s=observation.capture_time - origin.capture_time,
+            late_s=observation.capture_time - origin.due,
             episode=origin.episode,
         )
 

@@ -3,7 +3,7 @@
 The order, each step once and always in this sequence:
 
     1. finite numbers, and as many as the robot has joints     refused: hold
-    2. not stale: this episode's, and not too old              refused: hold
+    2. not stale: this episode's, and not too late             refused: hold
     3. part selection: what is disabled keeps its pose
     4. gripper binarisation with hysteresis (optional)
     5. smoothing over the last N targets (optional)
@@ -59,8 +59,9 @@ class SafetyConfig:
     boundary_velocity: float = 0.3
     # Names of parts (arm, left_arm, head) or joints (wrist_roll) that keep the pose they have.
     hold: tuple[str, ...] = ()
-    # Oldest observation that an action may rest on, in s; 0 does not look at the age.
-    max_age_s: float = 10.0
+    # How much later than it was meant for an action may be executed, in s; 0 does not look. Generous, because a
+    # model that takes half a minute, with the arm standing still meanwhile, is slow but right.
+    max_late_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("max_velocity", "gripper_max_velocity"):
@@ -69,7 +70,7 @@ class SafetyConfig:
                 raise ValueError(
                     f"{name} is {value}; a speed above 0 was expected. To keep the arm still, use --dry-run or hold"
                 )
-        for name in ("max_velocity_per_frame", "boundary_velocity", "max_age_s"):
+        for name in ("max_velocity_per_frame", "boundary_velocity", "max_late_s"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} is {value}; 0 or a number above it was expected")
@@ -179,7 +180,7 @@ class SafetyFilter:
         boundary: bool = False,
         dt_s: float | None = None,
         inner_step: np.ndarray | None = None,
-        age_s: float | None = None,
+        late_s: float | None = None,
         episode: int | None = None,
         direct: bool = False,
     ) -> Verdict:
@@ -189,7 +190,7 @@ class SafetyFilter:
         base of the first command. `boundary`: the first action of a new chunk. `dt_s`: time since the last
         command; never more than one nominal period counts, because the servo executes the step in the period
         *after* it, however long the one before it was. Less than a period counts as what it is.
-        `inner_step`: (A,) largest step inside the chunk. `age_s`: age of the observation behind the action.
+        `inner_step`: (A,) largest step inside the chunk. `late_s`: how much later than meant this is.
         `episode`: the action's. `direct`: a path of our own (ready, rest): no binarisation and no smoothing.
 
         Raises `RuntimeError` when no episode was begun.
@@ -203,7 +204,7 @@ class SafetyFilter:
             self._start_from(pose)
         if action is None:
             return self._hold(None)
-        target = self._admit(action, age_s, episode)
+        target = self._admit(action, late_s, episode)
         if isinstance(target, str):
             return self._hold(target)
         dt = self.period if dt_s is None else dt_s
@@ -234,15 +235,15 @@ class SafetyFilter:
 
     # ------------------------------------------------------------------------------------------- the steps
 
-    def _admit(self, action: Any, age_s: float | None, episode: int | None) -> np.ndarray | str:
+    def _admit(self, action: Any, late_s: float | None, episode: int | None) -> np.ndarray | str:
         """The target as (A,) float64, or why it is refused (steps 1 and 2)."""
         target = _numbers(action, self.spec.action_dim)
         if isinstance(target, str):
             return target
         if episode is not None and self._episode is not None and episode != self._episode:
             return "stale"
-        # `not <=` also refuses an age that is not a number.
-        if age_s is not None and self.config.max_age_s > 0 and not age_s <= self.config.max_age_s:
+        # `not <=` also refuses what is not a number.
+        if late_s is not None and self.config.max_late_s > 0 and not late_s <= self.config.max_late_s:
             return "stale"
         return target
 

@@ -17,6 +17,8 @@ __all__ = ["ActionSource", "ChunkSource", "Origin", "SourceOptions", "SourceStat
 
 logger = logging.getLogger(__name__)
 
+# An answer that takes so much longer than the robust upper estimate (factor, and seconds on top) is stale.
+STALL_FACTOR, STALL_S = 3.0, 1.0
 # More rows than any policy answers with: a larger chunk is refused.
 MAX_CHUNK = 1000
 
@@ -53,8 +55,8 @@ class Origin:
 
     episode: int
     seq: int
-    # Of the observation behind it, in the loop's seconds.
-    capture_time: float
+    # The moment that the action was meant for, in the loop's seconds: its row's tick after the observation.
+    due: float
     # True for the first action of a new chunk, and after a pause.
     boundary: bool
     # (A,) largest step inside the chunk.
@@ -72,7 +74,8 @@ class SourceStats:
     # Ticks without an action before an episode's first chunk, and after it.
     waiting: int = 0
     starved: int = 0
-    # Chunks refused, by reason: "other episode", "old chunk", "not finite", "wrong dimension", "too late".
+    # Chunks refused, by reason: "other episode", "old chunk", "not finite", "wrong dimension", "stale",
+    # "too late" (every row lies in the past).
     dropped: Counter[str] = field(default_factory=Counter)
     # Requests that failed, by the code of the wire, "CONNECTION" or "CLIENT".
     errors: Counter[str] = field(default_factory=Counter)
@@ -255,7 +258,13 @@ class ChunkSource:
             self._drop(chunk)
             return
         self._accepted = chunk.seq
+        usual = self.latency.upper_s
         self._measure(chunk)
+        if usual is not None and chunk.latency_s > STALL_FACTOR * usual + STALL_S:
+            # The network stalled: a fresh observation gets an answer sooner than this one is worth. Should such
+            # answers be the rule from now on, the estimate has learned it and the next one is taken.
+            self._drop("stale")
+            return
         if not self._merge(chunk):
             self._drop("too late")
             return
@@ -308,6 +317,10 @@ class ChunkSource:
     def _is_new(self, seq: int) -> bool:
         """Whether an answer to this request may still be used: it must belong to the newest one."""
         return seq == self._seq
+
+    def _due(self, chunk: Chunk) -> float:
+        """The moment that this chunk meant the next action for."""
+        return chunk.capture_time + (self._stats.consumed - chunk.consumed_at_capture) / self.fps
 
     def _measure(self, chunk: Chunk) -> None:
         self.latency.add(chunk.latency_s)
