@@ -155,6 +155,9 @@ def connect() -> Callable[[Any], None]:
                     if arm.port_handler.is_open:
                         arm.port_handler.closePort()
                     arm.port_handler.is_using = False
+                for camera in driver.cameras.values() if hasattr(driver, "cameras") else ():
+                    if camera.is_connected:
+                        camera.disconnect()
 
     return make
 
