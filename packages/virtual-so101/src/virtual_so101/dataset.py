@@ -96,7 +96,7 @@ def record(recorder: Recorder, world: World, episodes: int) -> Iterator[bool]:
                 raise RecordingError(f"The expert failed {failures} times in a row, last with seed {seed}.")
         else:
             failures = 0
-            recorder.add(seed, frames)
+            recorder.add(seed, _consumed(frames))
         yield frames is not None
 
 
@@ -161,6 +161,13 @@ def _run(args: argparse.Namespace) -> int:
     dropped = recorder.provenance.dropped
     print(f"{args.root}: {recorder.episodes} episodes, {len(dropped)} seeds dropped {dropped or ''}".rstrip())
     return 0
+
+
+def _consumed(frames: list[Frame]) -> Iterator[Frame]:
+    """The frames in order, each forgotten once it is handed out."""
+    frames.reverse()
+    while frames:
+        yield frames.pop()
 
 
 def _disturbance(world: World, deviation: float) -> Iterator[np.ndarray]:

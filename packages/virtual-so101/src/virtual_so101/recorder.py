@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ __all__ = ["CHECKPOINT", "Frame", "Provenance", "Recorder", "RecordingError"]
 
 # Episodes between two points from which a killed recording can go on.
 CHECKPOINT = 10
+# Frames: longer than any task's episode.
+_QUEUE = 4096
 _NOTE = "virtual_so101.json"
 # Copies of `meta/`, named by the number of episodes that they describe.
 _META_COPY = ".meta_{}"
@@ -98,8 +100,8 @@ class Recorder:
         """Episodes written so far."""
         return len(self.provenance.seeds)
 
-    def add(self, seed: int, frames: Sequence[Frame]) -> None:
-        """Write one episode."""
+    def add(self, seed: int, frames: Iterable[Frame]) -> None:
+        """Write one episode; an iterator that lets go of its frames keeps memory at one copy of the pictures."""
         dataset = self._open()
         for frame in frames:
             values = {"action": frame.action, "observation.state": frame.state, "task": self._task}
@@ -151,12 +153,13 @@ class Recorder:
                     f"Recording needs LeRobot with its dataset extra, which cannot be imported: {error}. "
                     "Install lerobot[dataset] beside virtual-so101."
                 ) from error
-            # Frames wait in a queue for the encoder's thread; a full queue slows this recorder down.
+            # Frames wait in a queue for the encoder's thread. LeRobot drops those that find it full, so that it must hold
+            # a whole episode of any length.
             common: dict[str, Any] = {
                 "root": self.root,
                 "rgb_encoder": RGBEncoderConfig(vcodec="h264", crf=self._crf, g=self._gop),
                 "streaming_encoding": True,
-                "encoder_queue_maxsize": 240,
+                "encoder_queue_maxsize": _QUEUE,
             }
             if self.episodes:
                 self._dataset = LeRobotDataset.resume(self._repo_id, **common)
@@ -227,7 +230,7 @@ class Recorder:
         return kept
 
     def _check_videos(self) -> None:
-        """LeRobot's encoder drops a frame, with a log line only, when it falls far behind: count them."""
+        """LeRobot's encoder drops frames that it has no room for, and only logs it: count them."""
         import av
 
         expected = json.loads((self.root / "meta" / "info.json").read_text())["total_frames"]
@@ -238,8 +241,8 @@ class Recorder:
                     found += container.streams.video[0].frames
             if found != expected:
                 raise RecordingError(
-                    f"The videos of {folder.name} hold {found} frames instead of {expected}: the encoder could not keep "
-                    "up. Run the command again with less else running; it goes on from the last checkpoint."
+                    f"The videos of {folder.name} hold {found} frames instead of {expected}. Run the command "
+                    "again: it goes on from the last checkpoint."
                 )
 
 
