@@ -275,7 +275,7 @@ def main() -> None:
         rows = real_time(5.0, (0.1,))
     else:
         cells = matrix(3000, LATENCIES_S, HORIZONS)
-        rows = real_time(20.0, (0.0, 0.3, 1.0))
+        rows = real_time(12.0, (0.0, 0.3, 1.0))
     if options.json:
         figures = {"simulated": [cell.__dict__ for cell in cells], "real_time": rows}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

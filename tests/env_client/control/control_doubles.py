@@ -69,6 +69,8 @@ class Arm:
         # Called at each reading with its number; may raise, advance the clock or return changed fields.
         self.on_read: Callable[[int], dict[str, Any] | None] = lambda count: None
         self.on_send: Callable[[int], None] = lambda count: None
+        # As `on_send`, but the command has already arrived.
+        self.after_send: Callable[[int], None] = lambda count: None
         self.ends_after: int | None = None
         self.solved: bool | None = None
 
@@ -93,6 +95,7 @@ class Arm:
         self.on_send(len(self.sent) + 1)
         self.sent.append((self.clock.now(), np.array(action)))
         self.pose = np.array(action)
+        self.after_send(len(self.sent))
 
     def hold(self) -> None:
         raise EnvError("the loop never calls hold: it repeats its last command")

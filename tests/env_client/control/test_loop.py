@@ -240,7 +240,9 @@ def odd_reply(kind: str, request: ChunkRequest) -> Any:
     latencies=st.lists(st.floats(0, 0.8), min_size=1, max_size=5),
     trouble=st.dictionaries(
         st.integers(2, 150),
-        st.sampled_from(["away", "long away", "slow", "very slow", "frozen", "pause"]),
+        st.sampled_from(
+            ["away", "long away", "slow", "very slow", "frozen", "pause", "no write", "half write"]
+        ),
         max_size=8,
     ),
 )
@@ -267,7 +269,16 @@ def test_whatever_happens_no_command_leaves_the_limits_or_is_too_fast(
             rig.loop.resume() if rig.loop.paused else rig.loop.pause()
         return {"image_age": {"front": 9.0}} if what == "frozen" else None
 
+    def failing(how: str) -> Any:
+        def on_send(count: int) -> None:
+            # Three ticks of trouble with writing.
+            if how in [trouble.get(rig.arm.reads - ago) for ago in range(3)]:
+                raise EnvError("port is in use")
+
+        return on_send
+
     rig.arm.on_read = on_read
+    rig.arm.on_send, rig.arm.after_send = failing("no write"), failing("half write")
     result = rig.loop.run_episode(time_s=6)
     assert result.outcome == "time"
     assert result.source_errors == 0
@@ -338,6 +349,37 @@ def test_a_command_that_fails_is_counted() -> None:
     result = rig.loop.run_episode(time_s=3)
     assert result.env_errors == 1
     assert result.outcome == "time"
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_commands_that_fail_do_not_add_up(arrives: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten failed writes, of which nobody knows whether they arrived: the arm never gets more than one step."""
+    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
+
+    def fail(count: int) -> None:
+        if 30 <= rig.arm.reads < 36:
+            raise EnvError("port is in use")
+
+    rig.arm.on_send, rig.arm.after_send = (
+        (lambda count: None, fail) if arrives else (fail, lambda count: None)
+    )
+    with caplog.at_level(logging.WARNING):
+        result = rig.loop.run_episode(time_s=3)
+    assert result.env_errors == 6
+    assert len(caplog.records) == 2
+    rig.check_speed()
+
+
+def test_a_robot_that_can_be_read_but_not_commanded_is_lost_in_the_end() -> None:
+    """Readings alone do not make it back."""
+    rig = Rig(env_patience_s=1.0)
+
+    def fail(count: int) -> None:
+        raise EnvError("port is in use")
+
+    rig.arm.on_send = fail
+    assert rig.loop.run_episode(time_s=10).outcome == "env lost"
+    assert len({request.generation for request in rig.server.taken}) <= 2
 
 
 def test_a_robot_that_stays_away_ends_the_episode() -> None:

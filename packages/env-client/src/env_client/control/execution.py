@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from env_client.control.network import Requester
+from env_client.control.network import ChunkRequest, Requester
 from env_client.control.plan import Chunk, Plan, largest_step
 from env_client.control.source import ChunkSource, Origin, SourceOptions
 from env_client.wire import PolicySpec, RtcPrefix
@@ -156,7 +156,6 @@ class RtcSource(AsyncSource):
             return None
         horizons = self._horizons()
         if horizons is None or len(left) < horizons[0]:
-            self._stats.rtc_fallbacks += 1
             if horizons is None:
                 delay = (self.latency.ticks(self.fps) or 0) + self.options.margin_ticks
                 self._say(
@@ -171,6 +170,10 @@ class RtcSource(AsyncSource):
             logger.info("real-time chunking is feasible again")
         delay, executed = horizons
         return RtcPrefix(left, delay, min(self._stats.horizon - executed, len(left)))
+
+    def _asked(self, request: ChunkRequest) -> None:
+        self._stats.rtc_requests += request.rtc is not None
+        self._stats.rtc_fallbacks += request.rtc is None and self._plan.remaining > 0
 
 
 class EnsembleSource(ChunkSource):

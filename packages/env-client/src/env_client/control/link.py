@@ -74,6 +74,7 @@ class RobotLink:
         # True when the robot was away for long: what was planned belongs to the time before.
         self.came_back = False
         self._down_since: float | None = None
+        self._rebased = False
 
     def wait(
         self, read: Callable[[], Observation], stop: threading.Event, each_tick: Callable[[], None]
@@ -94,11 +95,10 @@ class RobotLink:
     def read(self) -> tuple[Observation | None, np.ndarray | None, str | None]:
         """The observation and the measured (A,) pose, or None twice and why."""
         observation, pose, error = self._try(self.env.get_observation)
-        if pose is not None:
-            away = self._note_back()
-            if away > self.config.brief_outage_s:
-                self.safety.rebase(pose)
-                self.came_back = True
+        if pose is not None and self._away_s > self.config.brief_outage_s:
+            self.safety.rebase(pose)
+            self.came_back |= not self._rebased
+            self._rebased = True
         return observation, pose, error
 
     def send(self, verdict: Verdict) -> tuple[np.ndarray | None, str | None]:
@@ -107,9 +107,12 @@ class RobotLink:
             try:
                 self.env.apply_action(verdict.action)
             except EnvError as caught:
+                self.safety.unsent()
                 self._note_away(str(caught))
                 return None, str(caught)
         self.timing.sent(self.clock.now())
+        # Only a robot that can be read and commanded is back.
+        self._note_back()
         return verdict.action, None
 
     @property
@@ -122,7 +125,7 @@ class RobotLink:
     def lost(self) -> bool:
         """True when the robot has been away for longer than one may wait for it."""
         patience = self.config.env_patience_s
-        return self._down_since is not None and 0 < patience < self.clock.now() - self._down_since
+        return 0 < patience < self._away_s
 
     def too_old(self, observation: Observation) -> str | None:
         """Why an observation must not be acted on; None when it is fresh."""
@@ -158,10 +161,11 @@ class RobotLink:
             self._down_since = self.clock.now()
             logger.warning("the robot cannot be reached: %s; nothing is sent until it comes back", error)
 
-    def _note_back(self) -> float:
-        """How long the robot was away, in s."""
-        if self._down_since is None:
-            return 0.0
-        away, self._down_since = self.clock.now() - self._down_since, None
-        logger.warning("the robot is back after %.2f s", away)
-        return away
+    @property
+    def _away_s(self) -> float:
+        return 0.0 if self._down_since is None else self.clock.now() - self._down_since
+
+    def _note_back(self) -> None:
+        if self._down_since is not None:
+            logger.warning("the robot is back after %.2f s", self._away_s)
+            self._down_since, self._rebased = None, False

@@ -140,6 +140,10 @@ class SafetyFilter:
         self._episode: int | None = None
         # Until the first command after a `rebase`: the pose it is limited against, and the command before it.
         self._measured: np.ndarray | None = None
+        # The command before the last one, and the lowest and highest goals that servos may hold: see `unsent`.
+        self._sent_before: np.ndarray | None = None
+        self._low: np.ndarray = np.zeros(size)
+        self._high: np.ndarray = np.zeros(size)
         self._before: np.ndarray | None = None
         self._closed: np.ndarray = np.zeros(size, bool)
         self._catching: np.ndarray = np.zeros(size, bool)
@@ -171,6 +175,17 @@ class SafetyFilter:
         self._before = self._last
         self._start_from(pose)
         self._said = None
+
+    def unsent(self) -> None:
+        """The command of the last `apply` failed on its way: it may have reached all motors, some, or none.
+
+        The next one is then limited against everything that a servo may hold as its goal by now.
+        """
+        if self._last is None or self._sent_before is None:
+            return
+        self._low = np.minimum(self._low, self._last)
+        self._high = np.maximum(self._high, self._last)
+        self._last, self._sent_before = self._sent_before, None
 
     def apply(
         self,
@@ -222,15 +237,11 @@ class SafetyFilter:
         # A held joint that stands outside its limits stays where it is: hold means hold.
         target = np.where(self.held, self._last, target)
         reach = self.speed * dt
-        limited = self._last + np.clip(target - self._last, -reach, reach)
-        base = self._last
-        if self._measured is not None:
-            limited = np.clip(limited, self._measured - reach, self._measured + reach)
-            base = self._measured
-        target = self._stage(stages, "velocity", target, limited)
-        command = _round_towards(target, base, reach)
-        self._last, self._measured = command.astype(np.float64), None
-        self._said = None
+        target = self._stage(stages, "velocity", target, self._limit_speed(target, reach))
+        command = _round_towards(target, self._last if self._measured is None else self._measured, reach)
+        self._sent_before, self._last = self._last, command.astype(np.float64)
+        self._low = self._high = self._last
+        self._measured, self._said = None, None
         return Verdict(command, stages=stages)
 
     # ------------------------------------------------------------------------------------------- the steps
@@ -272,6 +283,18 @@ class SafetyFilter:
         step = np.clip(target - self._last, -allowed, allowed)
         return np.where(self._catching, self._last + step, target)
 
+    def _limit_speed(self, target: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """Step 8: at most `reach` from the last command, and from whatever else counts as one."""
+        assert self._last is not None
+        limited = self._last + np.clip(target - self._last, -reach, reach)
+        if self._measured is not None:
+            return np.clip(limited, self._measured - reach, self._measured + reach)
+        # Goals that servos may have: one after a command that arrived, more after commands that may not have.
+        floor, ceiling = self._high - reach, self._low + reach
+        return np.where(
+            floor <= ceiling, np.clip(limited, floor, np.maximum(floor, ceiling)), (floor + ceiling) / 2
+        )
+
     # ------------------------------------------------------------------------------------------- the rest
 
     def _stage(self, stages: dict, name: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -285,6 +308,7 @@ class SafetyFilter:
         assert self._last is not None
         # A held command is a command too: from now on it is the one to be limited against.
         self._measured = None
+        self._sent_before = self._last
         self.counters[reason or "starved"] += 1
         if reason is not None and reason != self._said:
             self._said = reason
@@ -301,6 +325,8 @@ class SafetyFilter:
         start = pose if self._before is None else np.clip(self._before, pose - step, pose + step)
         self._last = _round_towards(start, pose, step).astype(np.float64)
         self._measured = pose
+        self._low = self._high = self._last
+        self._sent_before = None
         middle = (self.config.gripper_open_at + self.config.gripper_close_at) / 2
         self._closed = (pose > middle) if self._closes_high else (pose < middle)
         self._window.clear()

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 STALL_FACTOR, STALL_S = 3.0, 1.0
 # More rows than any policy answers with: a larger chunk is refused.
 MAX_CHUNK = 1000
+REFUSED = "it is refused as a whole"
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ class ChunkSource:
         self._episode = 0
         self._generation = 0
         self._seq = 0
-        # seq of the first request of this episode, of the newest one, and of the newest accepted answer.
-        self._first_seq = 1
+        # Of the newest request is `_seq`; this is of the newest accepted answer.
         self._accepted = 0
         self._had_chunk = False
         self._said: set[str] = set()
@@ -208,6 +208,9 @@ class ChunkSource:
         """What a request carries for real-time chunking."""
         return None
 
+    def _asked(self, request: ChunkRequest) -> None:
+        """A request was taken."""
+
     # ------------------------------------------------------------------------------------------ in common
 
     def _ask(self, observation: Observation, tick: int) -> None:
@@ -224,7 +227,7 @@ class ChunkSource:
         if self._requester.submit(request, replace=self.replaces):
             self._seq += 1
             self._stats.requests += 1
-            self._stats.rtc_requests += request.rtc is not None
+            self._asked(request)
 
     def _history(self, tick: int) -> tuple[Observation, ...]:
         """The observations of the ticks right before `tick`, oldest first, as far as there is no gap.
@@ -248,7 +251,7 @@ class ChunkSource:
             self._stats.errors[outcome.code] += 1
             if outcome.code != ErrorCode.SUPERSEDED:
                 self._say(
-                    "request",
+                    f"request {outcome.code}",
                     f"no chunk came: {outcome.error}",
                     "the robot holds its pose when it has none left",
                 )
@@ -281,9 +284,12 @@ class ChunkSource:
         if not isinstance(reply, dict):
             return "wrong dimension"
         # A bare server echoes neither; its replies come in lock step.
-        if reply.get("episode", request.episode) not in (None, request.episode):
+        episode, seq = reply.get("episode", request.episode), reply.get("seq", request.seq)
+        if episode not in (None, request.episode):
+            self._say("chunk", f"a chunk of episode {episode} came in episode {request.episode}", REFUSED)
             return "other episode"
-        if reply.get("seq", request.seq) not in (None, request.seq) or not self._is_new(request.seq):
+        if seq not in (None, request.seq) or not self._is_new(request.seq):
+            self._say("chunk", f"the answer to request {seq} came where {self._seq} was asked", REFUSED)
             return "old chunk"
         try:
             with np.errstate(over="ignore"):
@@ -298,11 +304,11 @@ class ChunkSource:
             self._say(
                 "chunk",
                 f"a chunk of shape {actions.shape} came; (1 to {MAX_CHUNK}, {self.spec.action_dim}) was expected",
-                "it is refused as a whole",
+                REFUSED,
             )
             return "wrong dimension"
         if not np.isfinite(actions).all():
-            self._say("chunk", "a chunk with values that are not finite came", "it is refused as a whole")
+            self._say("chunk", "a chunk with values that are not finite came", REFUSED)
             return "not finite"
         self._said.discard("chunk")
         return Chunk(
