@@ -40,14 +40,13 @@ from env_client.wire import (
     read_request,
     unpack,
 )
-from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from grasp_cube.policies.policy import Policy, PolicyRequest
 from grasp_cube.serving.scheduler import Scheduler
 from grasp_cube.serving.session import Session
+from grasp_cube.serving.websocket import Connection, ConnectionClosed, Listener, listening
 
 __all__ = ["PolicyServer", "ServerConfig"]
 
@@ -58,10 +57,6 @@ logger = logging.getLogger(__name__)
 MAX_FRAME = 128 * 1024 * 1024
 # Requests of one connection that are being answered at the same time.
 MAX_IN_FLIGHT = 16
-# Bytes that wait to be written to a client before its own requests wait.
-WRITE_LIMIT = 1024 * 1024
-# Kernel buffers that hold a whole raw observation, so that a client's send does not wait for us, in bytes.
-SOCKET_BUFFER = 4 * 1024 * 1024
 
 
 @dataclass
@@ -95,34 +90,17 @@ class PolicyServer:
         }
 
     @contextlib.asynccontextmanager
-    async def serving(self, sock: socket.socket) -> AsyncIterator[Server]:
+    async def serving(self, sock: socket.socket) -> AsyncIterator[Listener]:
         """Listen on a bound socket until the block is left; then tell the clients (1001) and close."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-        server = await serve(
-            self._connection,
-            sock=sock,
-            process_request=self._http,
-            compression=None,
-            max_size=MAX_FRAME,
-            # One raw observation may wait here while the one before it is being handled.
-            max_queue=2,
-            write_limit=WRITE_LIMIT,
-            ping_interval=20,
-            ping_timeout=60,
-            close_timeout=1,
-            server_header=None,
-        )
         try:
-            yield server
+            async with listening(sock, self._connection, self._http, max_bytes=MAX_FRAME) as listener:
+                yield listener
         finally:
-            server.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(server.wait_closed(), 2)
             self._decoders.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------------------------------------ HTTP
 
-    def _http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
+    def _http(self, connection: Connection, request: HttpRequest) -> Response | None:
         """Plain HTTP questions are answered here; None goes on to the WebSocket handshake."""
         path = request.path.partition("?")[0]
         if path in ("/healthz", "/readyz"):
@@ -149,15 +127,12 @@ class PolicyServer:
 
     # ----------------------------------------------------------------------------------- connections
 
-    async def _connection(self, connection: ServerConnection) -> None:
+    async def _connection(self, connection: Connection) -> None:
         session = Session(_peer(connection))
         self.sessions.add(session)
         tasks: set[asyncio.Task[None]] = set()
         logger.info("session %d: %s connected", session.number, session.peer)
         try:
-            connection.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER
-            )
             await connection.send(self._metadata)
             async for frame in connection:
                 session.requests += 1
@@ -192,7 +167,7 @@ class PolicyServer:
             )
 
     async def _read(
-        self, connection: ServerConnection, session: Session, frame: str | bytes
+        self, connection: Connection, session: Session, frame: str | memoryview
     ) -> Request | None:
         """The request in a frame; None when it could not be read, which the client has been told."""
         message: Any = None
@@ -212,7 +187,7 @@ class PolicyServer:
             await self._refuse(connection, session, error, seq, bare=session.bare)
             return None
 
-    async def _answer(self, connection: ServerConnection, session: Session, request: Request) -> None:
+    async def _answer(self, connection: Connection, session: Session, request: Request) -> None:
         """Answer one request, whatever happens inside."""
         try:
             match request:
@@ -244,7 +219,7 @@ class PolicyServer:
             await self._refuse(connection, session, failed, request.seq, bare=session.bare)
 
     async def _refuse(
-        self, connection: ServerConnection, session: Session, error: WireError, seq: int | None, *, bare: bool
+        self, connection: Connection, session: Session, error: WireError, seq: int | None, *, bare: bool
     ) -> None:
         session.errors += 1
         logger.debug("session %d, seq %s: %s: %s", session.number, seq, error.code, error.message)
@@ -301,7 +276,7 @@ class PolicyServer:
         }
 
 
-def _peer(connection: ServerConnection) -> str:
+def _peer(connection: Connection) -> str:
     address = connection.remote_address
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
