@@ -10,6 +10,7 @@ could not do, the supervisor does. Only this process's main thread talks to the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -203,6 +204,7 @@ class Rollout:
         status = StatusThread(self.loop, self.source, self.console, config, give_up=self._give_up)
         try:
             for number in range(config.num_episodes):
+                self._wake()
                 if self._leader is not None:
                     status.phase("teleoperation")
                     self._teleoperate(number)
@@ -232,6 +234,12 @@ class Rollout:
         if status.gave_up:
             code = 1
         return code
+
+    def _wake(self) -> None:
+        """Motors that lost their power in the last episode get it back before anything is asked of them."""
+        if self._engaged and self._env is not None:
+            with contextlib.suppress(EnvError):  # the loop waits for the robot, and says why
+                self._env.engage()
 
     def _seed(self, number: int) -> int | None:
         seed = getattr(self.config.env, "seed", None)

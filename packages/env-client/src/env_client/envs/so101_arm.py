@@ -43,6 +43,8 @@ _SETTLE = 0.005
 _FAILURES = 3
 # Attempts to connect, and to switch motors on, that a lost packet may cost.
 _TRIES = 3
+# Between them, seconds: late answers arrive meanwhile.
+_PAUSE = 0.05
 # Between two attempts to open a lost line, seconds.
 _RETRY = 0.5
 
@@ -138,7 +140,9 @@ class SO101Arm:
             except Exception as error:
                 if attempt == _TRIES - 1 or not isinstance(error, ConnectionError):
                     raise self._failed(error) from error
-                self._suspect = True
+                # A late confirmation would be taken for that of the next write.
+                time.sleep(_PAUSE)
+                robot.bus.port_handler.ser.reset_input_buffer()
         self._engaged, self._limp = True, ""
 
     def relax(self) -> None:
@@ -173,8 +177,9 @@ class SO101Arm:
     # ----------------------------------------------------------------------------------- every tick
 
     def read(self) -> np.ndarray:
-        """(6,) float32 measured positions, in the arm's unit."""
-        robot = self._usable(limp_is_fine=True)
+        """(6,) float32 measured positions, in the arm's unit. Refused while motors are without torque that should
+        have it: an arm that was taken out of service is not driven on."""
+        robot = self._usable()
         try:
             for _ in range(2):
                 values, believed = self._transaction(robot)
@@ -369,7 +374,7 @@ def _silent(robot: Any) -> list[str]:
     missing = dict(robot.bus.motors)
     for attempt in range(_TRIES):
         # A late answer to one ping would be taken for the answer to the next.
-        time.sleep(_RETRY / 10 if attempt else 0.0)
+        time.sleep(_PAUSE if attempt else 0.0)
         robot.bus.port_handler.ser.reset_input_buffer()
         missing = {name: motor for name, motor in missing.items() if robot.bus.ping(name) is None}
         if not missing:
