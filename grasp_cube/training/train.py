@@ -1,8 +1,7 @@
 """`train_checkpoint`: a small ACT or Diffusion checkpoint from a LeRobot dataset, on two cores and resumable.
 
-    load_frames -> Frames.batch -> preprocessor -> policy.forward -> LeRobot's optimizer and scheduler
-                                                                  `-> state, every --save-every steps
-    the last state -> write_checkpoint (half precision) -> load it again, strictly -> replay --eval-dataset
+    load_frames -> Trainer.run -> write_checkpoint (half precision)
+                   `-> its state, every --save-every steps   `-> load it again, strictly -> replay --eval-dataset
 
 LeRobot's own trainer decodes full-size video for every sample and has no place for the robot's resize, so the
 loop is ours; the policies, processors, sampler, optimizers, schedulers and the saved state are LeRobot's.
@@ -10,19 +9,11 @@ Nothing here needs a network.
 """
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from env_client.cli import fail, parse
-
-if TYPE_CHECKING:
-    import torch
-
-    from grasp_cube.training.frames import Frames
 
 __all__ = ["TrainConfig", "main", "train_checkpoint"]
 
@@ -103,20 +94,6 @@ class TrainConfig:
         return out.with_name(out.name + ".run")
 
 
-# What a resumed run may change: everything else belongs to the weights or to the order of the samples.
-_FREE_ON_RESUME = {
-    "steps",
-    "save_every",
-    "resume",
-    "eval_dataset",
-    "threads",
-    "device",
-    "out",
-    "prompt",
-    "embodiment",
-}
-
-
 def train_checkpoint(config: TrainConfig) -> dict[str, Any]:
     """Trains, writes the checkpoint, and returns what `training.json` in it holds.
 
@@ -128,15 +105,17 @@ def train_checkpoint(config: TrainConfig) -> dict[str, Any]:
     from grasp_cube.training.checkpoint import replay_error, write_checkpoint
     from grasp_cube.training.frames import load_frames
     from grasp_cube.training.report import write_report
+    from grasp_cube.training.trainer import Trainer, recover
 
     state = config.run / "state"
+    recover(state)
     if state.exists() and not config.resume:
         raise FileExistsError(f"{state} holds an earlier run; add --resume to go on, or remove {config.run}")
     if config.threads:
         torch.set_num_threads(config.threads)
     height, width = config.height_width
     frames = load_frames(Path(config.dataset), config.run / "frames", height, width, config.resize)
-    trainer = _Trainer(config, frames)
+    trainer = Trainer(config, frames)
     losses = trainer.run(state)
     embodiment = {
         "base": config.embodiment,
@@ -176,161 +155,6 @@ def main(argv: list[str] | None = None) -> None:
     from grasp_cube.training.report import summary
 
     print(summary(Path(config.out), report))
-
-
-class _Trainer:
-    """One run: the policy, its processors, and the state that a later run takes up."""
-
-    def __init__(self, config: TrainConfig, frames: "Frames"):
-        from lerobot.optim.schedulers import DiffuserSchedulerConfig
-        from lerobot.policies.factory import make_pre_post_processors
-        from lerobot.utils.random_utils import set_seed
-
-        from grasp_cube.training.small_policies import (
-            DEFAULT_CHUNK,
-            DEFAULT_WIDTH,
-            make_policy_config,
-            new_policy,
-        )
-
-        set_seed(config.seed)
-        height, width = config.height_width
-        self.config = config
-        self.frames = frames
-        self.policy_config = make_policy_config(
-            config.type,
-            frames.meta,
-            height,
-            width,
-            chunk=config.chunk or DEFAULT_CHUNK[config.type],
-            width_model=config.width or DEFAULT_WIDTH[config.type],
-            learning_rate=config.learning_rate,
-        )
-        self.policy_config.device = config.device
-        self.policy = new_policy(self.policy_config)
-        self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
-        self.optimizer = self.policy_config.get_optimizer_preset().build(self.policy.get_optim_params())
-        warmup = min(config.warmup, config.steps // 10)
-        scheduler = DiffuserSchedulerConfig(name="cosine", num_warmup_steps=warmup)
-        self.scheduler = scheduler.build(self.optimizer, config.steps)
-        self.losses: list[float] = []
-
-    def run(self, state: Path) -> list[float]:
-        """The rest of the steps; returns the loss of every step so far."""
-        import torch
-        from tqdm import tqdm
-
-        from grasp_cube.training.small_policies import calibrate_backbone
-
-        if state.exists():
-            self._load(state)
-        self.policy.to(memory_format=torch.channels_last)
-        batches = self._batches(len(self.losses))
-        if not self.losses:
-            calibrate_backbone(self.policy, self._processed(next(self._batches(0, 32))))
-        bar = tqdm(total=self.config.steps, initial=len(self.losses), desc=self.config.type, disable=None)
-        self.policy.train()
-        while len(self.losses) < self.config.steps:
-            self.losses.append(self._step(self._processed(next(batches))))
-            bar.update()
-            bar.set_postfix(loss=f"{sum(self.losses[-20:]) / len(self.losses[-20:]):.4f}")
-            if len(self.losses) % self.config.save_every == 0 or len(self.losses) == self.config.steps:
-                self._save(state)
-        bar.close()
-        return self.losses
-
-    def _step(self, batch: "dict[str, torch.Tensor]") -> float:
-        import torch
-
-        device = torch.device(self.config.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            loss, _ = self.policy.forward(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.scheduler.step()
-        value = float(loss.item())
-        if value != value:
-            raise ValueError(f"the loss is not a number at step {len(self.losses)}; lower --learning-rate")
-        return value
-
-    def _batches(self, step: int, size: int = 0) -> Iterator[list[int]]:
-        """Frame numbers of the batches from `step` on: the same ones whether the run was interrupted or not."""
-        from lerobot.datasets import EpisodeAwareSampler, compute_sampler_state
-
-        sampler = EpisodeAwareSampler(
-            self.frames.starts.tolist(), self.frames.ends.tolist(), shuffle=True, seed=self.config.seed
-        )
-        size = min(size or self.config.batch_size, len(sampler))
-        sampler.load_state_dict(compute_sampler_state(step, len(sampler), size, 1))
-        while True:
-            batch: list[int] = []
-            for index in sampler:
-                batch.append(index)
-                if len(batch) == size:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-
-    def _processed(self, indices: list[int]) -> "dict[str, torch.Tensor]":
-        from grasp_cube.training.augment import augment_images
-
-        config = self.policy_config
-        batch = self.frames.batch(indices, config.observation_delta_indices, config.action_delta_indices)
-        if self.config.augment:
-            augment_images(batch, list(self.frames.images))
-        return self.processors[0](batch)
-
-    def _save(self, state: Path) -> None:
-        """The state, complete or not at all: a run may be ended at any moment."""
-        from lerobot.common.train_utils import save_training_state
-
-        fresh = state.with_name("state.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        self.policy.save_pretrained(fresh / "policy")
-        save_training_state(
-            fresh,
-            len(self.losses),
-            self.optimizer,
-            self.scheduler,
-            batch_size=self.config.batch_size,
-            optim_state_dict=_contiguous(self.optimizer.state_dict()),
-        )
-        (fresh / "losses.json").write_text(json.dumps(self.losses))
-        (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(self.config)))
-        old = state.with_name("state.old")
-        if state.exists():
-            state.rename(old)
-        fresh.rename(state)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _load(self, state: Path) -> None:
-        from lerobot.common.train_utils import load_training_state
-        from safetensors.torch import load_model
-
-        saved = json.loads((state / "config.json").read_text())
-        now = dataclasses.asdict(self.config)
-        for name in sorted(set(now) - _FREE_ON_RESUME):
-            if saved.get(name) != now[name]:
-                raise ValueError(
-                    f"the run in {state} has {name} {saved.get(name)!r}, this command {now[name]!r}; "
-                    "a resumed run keeps it"
-                )
-        load_model(self.policy, state / "policy" / "model.safetensors", strict=True)
-        load_training_state(state, self.optimizer, self.scheduler)
-        self.losses = json.loads((state / "losses.json").read_text())
-
-
-def _contiguous(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state without the memory order of its channels-last weights, which safetensors refuses."""
-    moments = {
-        number: {name: value.contiguous() for name, value in entry.items()}
-        for number, entry in state["state"].items()
-    }
-    return {**state, "state": moments}
 
 
 if __name__ == "__main__":

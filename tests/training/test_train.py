@@ -82,17 +82,17 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     act: tuple[TrainConfig, dict[str, Any]], scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended after two of three steps and resumed, it sees the same samples and reaches the same losses."""
-    from grasp_cube.training.train import _Trainer
+    from grasp_cube.training.trainer import Trainer
 
     config = small(scripted, tmp_path / "again", chunk=10)
-    step = _Trainer._step
+    step = Trainer._step
 
-    def dies_at_the_third(trainer: _Trainer, batch: Any) -> float:
+    def dies_at_the_third(trainer: Trainer, batch: Any) -> float:
         if len(trainer.losses) == 2:
             raise KeyboardInterrupt
         return step(trainer, batch)
 
-    monkeypatch.setattr(_Trainer, "_step", dies_at_the_third)
+    monkeypatch.setattr(Trainer, "_step", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         train_checkpoint(config)
     monkeypatch.undo()
@@ -103,6 +103,19 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     train_checkpoint(dataclasses.replace(config, resume=True))
     whole = json.loads((act[0].run / "state" / "losses.json").read_text())
     assert json.loads((config.run / "state" / "losses.json").read_text()) == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_run_ended_while_it_replaced_its_state_keeps_the_last_one(tmp_path: Path) -> None:
+    """The state that was being replaced comes back; a complete one is not touched."""
+    from grasp_cube.training.trainer import recover
+
+    state, old = tmp_path / "state", tmp_path / "state.old"
+    old.mkdir()
+    (old / "losses.json").write_text("[1.0]")
+    recover(state)
+    assert (state / "losses.json").read_text() == "[1.0]"
+    recover(state)
+    assert not old.exists()
 
 
 def test_diffusion_trains_and_loads(scripted: Path, tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""One training run: its batches, its steps, and the state from which it goes on after an interruption.
+
+    Frames.batch -> augment_images -> preprocessor -> policy.forward -> optimizer, scheduler -> state
+
+A resumed run sees the samples, the random numbers and the learning rates that the whole run would have seen.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lerobot.common.train_utils import load_training_state, save_training_state
+from lerobot.datasets import EpisodeAwareSampler, compute_sampler_state
+from lerobot.optim.schedulers import DiffuserSchedulerConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.random_utils import set_seed
+from safetensors.torch import load_model
+from tqdm import tqdm
+
+from grasp_cube.training.augment import augment_images
+from grasp_cube.training.frames import Frames
+from grasp_cube.training.small_policies import (
+    DEFAULT_CHUNK,
+    DEFAULT_WIDTH,
+    calibrate_backbone,
+    make_policy_config,
+    new_policy,
+)
+
+if TYPE_CHECKING:
+    from grasp_cube.training.train import TrainConfig
+
+__all__ = ["Trainer", "recover"]
+
+# What a resumed run may change: everything else belongs to the weights or to the order of the samples.
+_FREE_ON_RESUME = {
+    "steps",
+    "save_every",
+    "resume",
+    "eval_dataset",
+    "threads",
+    "device",
+    "out",
+    "prompt",
+    "embodiment",
+}
+
+
+class Trainer:
+    """One run: the policy, its processors, and the state that a later run takes up."""
+
+    def __init__(self, config: "TrainConfig", frames: Frames):
+        set_seed(config.seed)
+        height, width = config.height_width
+        self.config = config
+        self.frames = frames
+        self.policy_config = make_policy_config(
+            config.type,
+            frames.meta,
+            height,
+            width,
+            chunk=config.chunk or DEFAULT_CHUNK[config.type],
+            width_model=config.width or DEFAULT_WIDTH[config.type],
+            learning_rate=config.learning_rate,
+        )
+        self.policy_config.device = config.device
+        self.policy = new_policy(self.policy_config)
+        self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
+        self.optimizer = self.policy_config.get_optimizer_preset().build(self.policy.get_optim_params())
+        warmup = min(config.warmup, config.steps // 10)
+        scheduler = DiffuserSchedulerConfig(name="cosine", num_warmup_steps=warmup)
+        self.scheduler = scheduler.build(self.optimizer, config.steps)
+        self.losses: list[float] = []
+
+    def run(self, state: Path) -> list[float]:
+        """The rest of the steps; returns the loss of every step so far."""
+        if state.exists():
+            self._load(state)
+        self.policy.to(memory_format=torch.channels_last)
+        batches = self._batches(len(self.losses))
+        if not self.losses:
+            calibrate_backbone(self.policy, self._processed(next(self._batches(0, 32))))
+        bar = tqdm(total=self.config.steps, initial=len(self.losses), desc=self.config.type, disable=None)
+        self.policy.train()
+        while len(self.losses) < self.config.steps:
+            self.losses.append(self._step(self._processed(next(batches))))
+            bar.update()
+            bar.set_postfix(loss=f"{sum(self.losses[-20:]) / len(self.losses[-20:]):.4f}")
+            if len(self.losses) % self.config.save_every == 0 or len(self.losses) == self.config.steps:
+                self._save(state)
+        bar.close()
+        return self.losses
+
+    def _step(self, batch: dict[str, torch.Tensor]) -> float:
+        device = torch.device(self.config.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss, _ = self.policy.forward(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is not a number at step {len(self.losses)}; lower --learning-rate")
+        return value
+
+    def _batches(self, step: int, size: int = 0) -> Iterator[list[int]]:
+        """Frame numbers of the batches from `step` on: the same ones whether the run was interrupted or not."""
+        sampler = EpisodeAwareSampler(
+            self.frames.starts.tolist(), self.frames.ends.tolist(), shuffle=True, seed=self.config.seed
+        )
+        size = min(size or self.config.batch_size, len(sampler))
+        sampler.load_state_dict(compute_sampler_state(step, len(sampler), size, 1))
+        while True:
+            batch: list[int] = []
+            for index in sampler:
+                batch.append(index)
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+    def _processed(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        config = self.policy_config
+        batch = self.frames.batch(indices, config.observation_delta_indices, config.action_delta_indices)
+        if self.config.augment:
+            augment_images(batch, list(self.frames.images))
+        return self.processors[0](batch)
+
+    def _save(self, state: Path) -> None:
+        """The state, complete or not at all: a run may be ended at any moment."""
+        fresh = state.with_name("state.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        self.policy.save_pretrained(fresh / "policy")
+        save_training_state(
+            fresh,
+            len(self.losses),
+            self.optimizer,
+            self.scheduler,
+            batch_size=self.config.batch_size,
+            optim_state_dict=_contiguous(self.optimizer.state_dict()),
+        )
+        (fresh / "losses.json").write_text(json.dumps(self.losses))
+        (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(self.config)))
+        old = _old(state)
+        if state.exists():
+            state.rename(old)
+        fresh.rename(state)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _load(self, state: Path) -> None:
+        saved = json.loads((state / "config.json").read_text())
+        now = dataclasses.asdict(self.config)
+        for name in sorted(set(now) - _FREE_ON_RESUME):
+            if saved.get(name) != now[name]:
+                raise ValueError(
+                    f"the run in {state} has {name} {saved.get(name)!r}, this command {now[name]!r}; "
+                    "a resumed run keeps it"
+                )
+        load_model(self.policy, state / "policy" / "model.safetensors", strict=True)
+        load_training_state(state, self.optimizer, self.scheduler)
+        self.losses = json.loads((state / "losses.json").read_text())
+
+
+def recover(state: Path) -> None:
+    """Puts the last complete state back in place when a run was ended while it replaced it."""
+    if not state.exists() and _old(state).exists():
+        _old(state).rename(state)
+
+
+def _old(state: Path) -> Path:
+    return state.with_name("state.old")
+
+
+def _contiguous(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state without the memory order of its channels-last weights, which safetensors refuses."""
+    moments = {
+        number: {name: value.contiguous() for name, value in entry.items()}
+        for number, entry in state["state"].items()
+    }
+    return {**state, "state": moments}
