@@ -145,6 +145,31 @@ def test_the_control_socket_resets_and_steps(robot, follower):
 
 
 @needs_gl
+def test_an_episode_repeats_in_lock_step(robot, follower):
+    """The same seed and the same commands through the bus: the same joints and the same pictures."""
+    info, _ = robot
+    runs = []
+    with ControlClient(info["control_port"]) as control:
+        control.pause()
+        for _ in range(2):
+            control.reset(seed=21)
+            sent = control.status()["buses"][0]["goal_packets"]
+            observation = follower.get_observation()
+            action = {f"{name}.pos": observation[f"{name}.pos"] for name in JOINTS}
+            trace = []
+            for tick in range(1, 16):
+                action["shoulder_pan.pos"] += 2.0
+                action["elbow_flex.pos"] -= 1.0
+                follower.send_action(action)
+                control.step(1 / 30, goals=[sent + tick], pictures=False)
+                trace.append(follower.bus.sync_read("Present_Position", num_retry=5))
+            runs.append((trace, control.render()))
+        control.resume()
+    assert runs[0] == runs[1]
+    assert runs[0][0][-1]["shoulder_pan"] - runs[0][0][0]["shoulder_pan"] > 15.0
+
+
+@needs_gl
 def test_a_camera_goes_blind_on_demand(robot, follower):
     """A fault through the control socket reaches the driver, and clear ends it."""
     info, _ = robot

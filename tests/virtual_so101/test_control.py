@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -44,6 +45,25 @@ def test_time_stands_still_between_steps_and_steps_add_up(controlled):
     for _ in range(30):
         client.step(1 / 30)
     assert client.status()["time"] == pytest.approx(1.0, abs=0.003)
+
+
+def test_a_step_without_pictures(controlled):
+    """Time moves, the cameras keep the last picture."""
+    twin, client = controlled
+    rounds = twin.cameras.rounds
+    assert client.step(0.5, pictures=False)["time"] == pytest.approx(0.5)
+    assert twin.cameras.rounds == rounds
+
+
+def test_a_web_page_is_turned_away(controlled):
+    """A request that speaks HTTP is not answered, and its body is not read as an op."""
+    twin, client = controlled
+    before = twin.world.seed
+    with socket.create_connection(client._socket.getpeername(), timeout=10.0) as page:
+        page.sendall(b'POST / HTTP/1.1\r\n\r\n{"op": "reset", "seed": 99}\n')
+        with contextlib.suppress(ConnectionResetError):
+            assert page.recv(100) == b""
+    assert twin.world.seed == before
 
 
 def test_hand_success_and_render(controlled):

@@ -2,7 +2,7 @@
 
 TCP on 127.0.0.1; one JSON object per line each way, strictly request and reply; several connections may be
 open. A request is `{"op": NAME, ...}`, a reply `{"ok": true, ...}` or `{"ok": false, "error": sentence}`;
-a bad request never closes the connection. A line longer than 1 MiB does.
+a bad request never closes the connection. A line longer than 1 MiB does, and so does one that speaks HTTP.
 
     reset      seed?: int                 new episode                 -> time
     success                               is the task solved          -> success
@@ -10,7 +10,8 @@ a bad request never closes the connection. A line longer than 1 MiB does.
     info                                  paths, ports, joint limits  -> what the command wrote to robot.json
     pause                                 from real time to lock step
     resume                                back to real time
-    step       dt: s, goals?: [n per arm] lock step: advance          -> time, success, goal_packets
+    step       dt: s, goals?: [n per arm], pictures?: bool
+                                          lock step: advance          -> time, success, goal_packets
     render                                pictures of this moment     -> time, images {name: base64 JPEG}
     fault      fault: str                 see `virtual_so101.faults`
     hand       arm?: int, positions: [6 rad] | null   move an arm by hand, or let go
@@ -67,7 +68,8 @@ class ControlServer:
 
             def handle(self) -> None:
                 while line := self.rfile.readline(_LONGEST_LINE + 1):
-                    if len(line) > _LONGEST_LINE:
+                    # A web page could post lines to this port; it cannot do so without naming its protocol.
+                    if len(line) > _LONGEST_LINE or b" HTTP/" in line:
                         return
                     reply = outer.answer(line)
                     try:
@@ -140,11 +142,13 @@ class ControlServer:
     def _op_resume(self) -> None:
         self._twin.resume()
 
-    def _op_step(self, dt: float, goals: Sequence[int] | None = None) -> dict[str, Any]:
+    def _op_step(
+        self, dt: float, goals: Sequence[int] | None = None, pictures: bool = True
+    ) -> dict[str, Any]:
         if isinstance(dt, bool) or not isinstance(dt, int | float):
             raise ValueError(f"dt must be a number of seconds, got {dt!r}")
         self._twin.check()
-        self._twin.step(float(dt), goals)
+        self._twin.step(float(dt), goals, pictures=bool(pictures))
         return {
             "time": self._twin.world.time,
             "success": self._twin.success(),
@@ -239,9 +243,10 @@ class ControlClient:
         """Switch to real time."""
         self.call("resume")
 
-    def step(self, dt: float, goals: Sequence[int] | None = None) -> dict[str, Any]:
+    def step(self, dt: float, goals: Sequence[int] | None = None, *, pictures: bool = True) -> dict[str, Any]:
         """Advance `dt` seconds in lock step: time, success, goal_packets (see `Twin.step`)."""
-        return self.call("step", dt=dt, goals=None if goals is None else list(goals))
+        counts = None if goals is None else list(goals)
+        return self.call("step", dt=dt, goals=counts, pictures=pictures)
 
     def render(self) -> dict[str, bytes]:
         """Pictures of this moment: name -> JPEG (channels as `ZMQCamera` expects them)."""

@@ -47,7 +47,10 @@ _GOAL_WAIT = 1.0
 
 
 class WorldLike(Protocol):
-    """What the twin needs of `virtual_so101.world.World`."""
+    """What the twin needs of `virtual_so101.world.World`.
+
+    `render` and `close` are called in the camera thread, while another one may be in `step`.
+    """
 
     n_arms: int
     camera_names: tuple[str, ...]
@@ -230,8 +233,10 @@ class Twin:
         if self.cameras is not None:
             self.cameras.set_realtime(True)
 
-    def step(self, dt: float, goals: Sequence[int] | None = None) -> None:
+    def step(self, dt: float, goals: Sequence[int] | None = None, *, pictures: bool = True) -> None:
         """Advance simulated time by `dt` seconds in lock step; returns when the new pictures are sent.
+
+        `pictures` False leaves them out: the cameras go on repeating the last ones.
 
         `goals`, one number per arm, first waits until each bus has received so many goal packets in all
         (`goal_packets` of the status): then nothing that the caller sent can come too late. Without it the
@@ -251,7 +256,8 @@ class Twin:
         with self.world_lock:
             self._due += dt
             self._advance(round((self._due - self.world.time) / self.world.timestep))
-        self.publish()
+        if pictures:
+            self.publish()
 
     def _await_goals(self, goals: Sequence[int]) -> None:
         if len(goals) != len(self.buses):
