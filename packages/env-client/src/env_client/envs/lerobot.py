@@ -8,6 +8,9 @@ fails is reported at every tick, and the robot keeps its last command.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import pkgutil
 import time
 from pathlib import Path
 from typing import Any
@@ -180,6 +183,7 @@ def stop(fields: dict[str, Any], on_exit: str) -> str:
 def _robot(fields: dict[str, Any]) -> Any:
     try:
         import draccus
+        import lerobot.robots
         from lerobot.robots import RobotConfig, make_robot_from_config
         from lerobot.utils.import_utils import register_third_party_plugins
     except ImportError as error:
@@ -190,16 +194,21 @@ def _robot(fields: dict[str, Any]) -> Any:
     if not kind:
         raise EnvError("--env.robot.type is needed: LeRobot's name of the robot, such as koch_follower")
     register_third_party_plugins()
-    try:
-        import importlib
-
-        importlib.import_module(f"lerobot.robots.{kind}")
-    except ImportError:
-        pass  # a plug-in, or a robot that shares another one's module
+    _register(str(kind), RobotConfig, lerobot.robots.__path__)
     try:
         return make_robot_from_config(draccus.decode(RobotConfig, dict(fields)))
     except Exception as error:
         raise EnvError(f"LeRobot cannot make the robot {fields}: {' '.join(str(error).split())}") from error
+
+
+def _register(kind: str, registry: Any, path: Any) -> None:
+    """Import LeRobot's robots until one has registered this type: several share a module of another name."""
+    names = sorted((module.name for module in pkgutil.iter_modules(path)), key=lambda name: name != kind)
+    for name in names:
+        if kind in registry.get_known_choices():
+            return
+        with contextlib.suppress(ImportError):  # a robot whose own libraries are not installed
+            importlib.import_module(f"lerobot.robots.{name}")
 
 
 def _spec(file: RobotFile, joints: dict[str, dict[str, Any]], cameras: tuple[str, ...]) -> EnvSpec:
