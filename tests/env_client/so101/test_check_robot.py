@@ -28,7 +28,7 @@ def check(folder: Path, *flags: str) -> int:
 
 def test_all_in_order(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Joints, limits, calibration, rates and pictures; nothing is switched on."""
-    twin = make_twin(camera_port=0)
+    twin = make_twin(camera_port=0, bus_process=True)
     assert check(tmp_path) == 0
     said = capsys.readouterr().out
     assert "so101: 6 joints, unit normalized" in said
@@ -42,7 +42,7 @@ def test_all_in_order(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_what_is_wrong_is_said(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A camera that the task needs and the robot lacks is exit code 1; a missing calibration is 2."""
-    make_twin(camera_port=0)
+    make_twin(camera_port=0, bus_process=True)
     cameras = (tmp_path / "cameras.json").read_text().replace('"wrist": {', '"side": {')
     (tmp_path / "cameras.json").write_text(cameras)
     assert check(tmp_path, "--task", "lift") == 1

@@ -89,6 +89,7 @@ def test_episodes_from_ready_to_rest(
     assert_safe(robot, 1.5)
 
 
+@pytest.mark.slow
 def test_two_arms(start_robot: Make, start_server: Make, start_client: Make) -> None:
     """Twelve values on two buses."""
     cameras = [{"name": n, "height": 240, "width": 320, "resize": "stretch"} for n in ("front", "left_wrist")]

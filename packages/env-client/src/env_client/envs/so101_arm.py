@@ -98,6 +98,7 @@ class SO101Arm:
         self._use_degrees = use_degrees
         self._lock = threading.Lock()
         self._robot: Any = None
+        self._joints: dict[str, Joint] = {}
         self._lost = ""
         self._limp = ""
         self._engaged = False
@@ -117,6 +118,9 @@ class SO101Arm:
         for attempt in range(_TRIES):
             try:
                 self._robot = self._open()
+                self._joints = {
+                    name: Joint(c.id, c.range_min, c.range_max) for name, c in self._robot.calibration.items()
+                }
                 return
             except EnvError as error:
                 # LeRobot does not retry while it connects: one lost packet would end the run. What is wrong with
@@ -168,11 +172,7 @@ class SO101Arm:
     @property
     def joints(self) -> dict[str, Joint]:
         """The calibration, by joint name; known after `connect`."""
-        calibration = self._usable(limp_is_fine=True).calibration
-        return {
-            name: Joint(calibration[name].id, calibration[name].range_min, calibration[name].range_max)
-            for name in JOINTS
-        }
+        return {name: self._joints[name] for name in JOINTS}
 
     # ----------------------------------------------------------------------------------- every tick
 
