@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Connections are worth a line each; the library's own lines about them are not.
     logging.getLogger("grasp_cube").setLevel(logging.INFO)
     logging.getLogger("websockets").setLevel(logging.ERROR)
+    # torch's worker threads spin while they wait for each other. On a machine with other work to do (a robot client,
+    # a recorder) the spinning keeps the core that the other thread needs: seen 4 times slower on two busy cores.
+    # Read when torch is imported, so it is set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = asyncio.run(serve(config))
     except PolicyError as error:
