@@ -14,6 +14,7 @@ from virtual_so101.dataset import joint_names, main, record_episode
 from virtual_so101.expert import TICK
 from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.recorder import Recorder
+from virtual_so101.twin import Twin
 from virtual_so101.world import World
 
 needs_gl = pytest.mark.skipif(
@@ -84,6 +85,32 @@ def test_an_expert_that_fails_is_not_recorded(no_pictures: None, monkeypatch: py
     world = World("lift", seed=3)
     monkeypatch.setattr(dataset, "expert", lambda _: iter([np.array(world.task.start_poses[0])] * 5))
     assert record_episode(world) is None
+
+
+def test_the_driver_sees_and_does_what_was_recorded(
+    tmp_path: Path, no_pictures: None, make_follower, connect
+) -> None:
+    """Recorded actions sent by LeRobot's driver over the bus lift the cube, and it reads the recorded states."""
+    pytest.importorskip("lerobot")
+    world = World("lift", seed=3)
+    frames = record_episode(world)
+    assert frames is not None
+    twin = Twin(world, [tmp_path / "port"], camera_port=None, bus_process=True, realtime=False)
+    try:
+        twin.chains[0].calibration.save(tmp_path / "calibration" / "virtual.json")
+        twin.start()
+        follower = make_follower(twin)
+        connect(follower)
+        twin.reset(3)
+        sent = twin.chains[0].goal_packets
+        for tick, frame in enumerate(frames, start=1):
+            observation = follower.get_observation()
+            np.testing.assert_allclose([observation[name] for name in joint_names(1)], frame.state, atol=1e-4)
+            follower.send_action(dict(zip(joint_names(1), map(float, frame.action), strict=True)))
+            twin.step(1 / 30, goals=[sent + tick])
+        assert twin.success()
+    finally:
+        twin.close()
 
 
 @needs_gl
