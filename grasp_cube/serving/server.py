@@ -131,6 +131,7 @@ class PolicyServer:
         session = Session(_peer(connection))
         self.sessions.add(session)
         tasks: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
         logger.info("session %d: %s connected", session.number, session.peer)
         try:
             await connection.send(self._metadata)
@@ -144,9 +145,11 @@ class PolicyServer:
                     # Several may be in flight, so that a newer observation can replace a waiting one.
                     while len(tasks) >= MAX_IN_FLIGHT:
                         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    task = asyncio.create_task(answer)
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
+                    # Begun at once: a raw observation is in the scheduler's queue before the loop turns again.
+                    task = asyncio.Task(answer, loop=loop, eager_start=True)
+                    if not task.done():
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
                 else:
                     await answer
         except ConnectionClosed:

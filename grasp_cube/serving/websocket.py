@@ -158,6 +158,8 @@ class Connection(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             keep_alive(sock)
         self._listener.connections.add(self)
+        if self._listener.closing:
+            transport.abort()
         self._timer = self._loop.call_later(HANDSHAKE_S, transport.abort)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -333,6 +335,8 @@ class Listener:
         self.answer = answer
         self.max_bytes = max_bytes
         self.connections: set[Connection] = set()
+        # Whoever is accepted from now on is cut at once.
+        self.closing = False
         self._gone = asyncio.Event()
 
     def forget(self, connection: Connection) -> None:
@@ -340,17 +344,23 @@ class Listener:
         if not self.connections:
             self._gone.set()
 
-    async def close(self) -> None:
-        """Tell everybody (1001), wait for `CLOSE_S`, cut the rest, and end the handlers."""
-        tasks = [c.handling for c in self.connections if c.handling is not None and not c.handling.done()]
-        for connection in list(self.connections):
-            connection.close(1001) if connection.handling is not None else connection.transport.abort()
+    async def _all_gone(self, timeout: float) -> None:
         self._gone.clear()
         if self.connections:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), CLOSE_S)
+                await asyncio.wait_for(self._gone.wait(), timeout)
+
+    async def close(self) -> None:
+        """Tell everybody (1001), wait for `CLOSE_S`, cut the rest, and end the handlers."""
+        self.closing = True
+        tasks = [c.handling for c in self.connections if c.handling is not None and not c.handling.done()]
+        for connection in list(self.connections):
+            connection.close(1001) if connection.handling is not None else connection.transport.abort()
+        await self._all_gone(CLOSE_S)
         for connection in list(self.connections):
             connection.transport.abort()
+        # A socket is only closed when the loop has turned after the abort.
+        await self._all_gone(CLOSE_S / 2)
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S / 2)
             for task in tasks:
@@ -372,6 +382,12 @@ async def listening(
     try:
         yield listener
     finally:
+        # What was just accepted must become a connection first: a server that is closed in between drops it without
+        # closing its socket, and the client would wait for ever.
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().remove_reader(sock)
+        for _ in range(3):
+            await asyncio.sleep(0)
         server.close()
         await listener.close()
 
