@@ -70,6 +70,8 @@ def test_a_robot_of_lerobots(make_twin: Make, tmp_path: Path) -> None:
 def test_what_is_missing_is_said(make_twin: Make, tmp_path: Path) -> None:
     """Limits, names, type and calibration."""
     make_twin()
+    with pytest.raises(EnvError, match=r"needs --env.robot-config-path"):
+        make_env(LeRobotConfig(robot={"type": "so101_follower"}))
     with pytest.raises(EnvError, match="says nothing about joints"):
         make_env(config(tmp_path, "unit: normalized"))
     with pytest.raises(EnvError, match="the robot's action values are"):

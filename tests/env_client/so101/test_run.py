@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from env_client.wire import pack, unpack
 from kinematic_robot import calibration, until
+from websockets.sync.server import serve
 
 Make = Callable[..., Any]
 
@@ -324,3 +327,45 @@ def test_no_server_is_waited_for_and_ctrl_c_ends_it(start_robot: Make, start_cli
     assert client.wait(10) == 130
     assert "Stopped before the robot was touched." in client.output
     assert not robot.torque()
+
+
+@pytest.mark.slow
+def test_without_its_supervisor_the_control_process_stops(
+    start_robot: Make, start_server: Make, start_client: Make
+) -> None:
+    """When the supervisor is killed, nobody would catch a hang: the run ends in the exit state."""
+    robot, server = start_robot(), start_server(horizon=30)
+    client = start_client(robot, server, "--on-exit", "relax")
+    assert until(lambda: moves(robot), 30), client.output
+    os.kill(client.process.pid, signal.SIGKILL)
+    assert until(lambda: not any(robot.torque().values()), 10), client.output
+    assert until(lambda: "The supervisor is gone; stopping." in client.output, 5)
+    assert_safe(robot, 1.5)
+
+
+@pytest.mark.slow
+def test_a_plain_openpi_server(start_robot: Make, start_client: Make) -> None:
+    """It says neither unit nor size: the unit must be declared, then it is executed under the same limits."""
+    robot = start_robot()
+
+    def answer(connection: Any) -> None:
+        connection.send(pack({}))
+        for frame in connection:
+            request, _ = unpack(frame)
+            state = request["states"]["arm"]
+            connection.send(pack({"actions": np.linspace(state, state + 10, 20, dtype=np.float32)}))
+
+    with serve(answer, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = str(server.socket.getsockname()[1])
+        refused = start_client(robot, None, "--port", port)
+        assert refused.wait() == 2
+        assert "declare it with --policy-unit normalized" in refused.output
+        assert not robot.torque()
+        client = start_client(
+            robot, None, "--port", port, "--policy-unit", "normalized", "--episode-time-s", "2"
+        )
+        assert client.wait() == 0, client.output
+        assert commanded(robot) > 30
+        server.shutdown()
+    assert_safe(robot, 1.5)

@@ -70,6 +70,11 @@ def make_env(config: EnvConfig, *, task: str = "", dry_run: bool = False) -> Liv
     if isinstance(config, LeRobotConfig):
         from env_client.envs.lerobot import make_lerobot
 
+        if config.robot_config_path is None:
+            raise EnvError(
+                "--env.type lerobot needs --env.robot-config-path: a file with this robot's unit and limits, which "
+                "LeRobot does not say (configs/robots/lerobot.yaml is an example)"
+            )
         file = read_robot_file(config, "lerobot")
         return cast(LiveEnv, make_lerobot(config, file, task=task, dry_run=dry_run))
     raise EnvError(f"run_env_client drives robots; {type(config).__name__} is none (see run_fake_env_client)")
