@@ -8,6 +8,7 @@ WebSocket or a frame beyond `MAX_FRAME` closes it. A traceback goes to the log, 
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import http
 import logging
@@ -92,6 +93,8 @@ class PolicyServer:
     @contextlib.asynccontextmanager
     async def serving(self, sock: socket.socket) -> AsyncIterator[Listener]:
         """Listen on a bound socket until the block is left; then tell the clients (1001) and close."""
+        # What a loaded model consists of stays: to look through it again and again would hold up requests.
+        gc.freeze()
         try:
             async with listening(sock, self._connection, self._http, max_bytes=MAX_FRAME) as listener:
                 yield listener

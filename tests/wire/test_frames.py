@@ -135,6 +135,21 @@ def test_a_message_owns_its_memory_and_is_read_only():
     assert large.readonly
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from((0, 5, 20_000, 70_000, 70_001, 100_000, 300_000, 5_000_000)), max_size=8),
+    st.sampled_from((None, 7, 5000, 70_010)),
+    st.booleans(),
+)
+def test_sizes_that_repeat_and_sizes_that_change(lengths, step, from_client):
+    """The memory that waits for a message like the last one takes whatever comes, and is never shared."""
+    payloads = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
+    if step == 7:
+        payloads = [payload[:70_001] for payload in payloads]
+    data = b"".join(judge(BINARY, payload, mask=from_client) for payload in payloads)
+    assert feed(FrameReader(from_client=from_client, max_bytes=LIMIT), data, step) == payloads
+
+
 # name -> (bytes from a client, close code)
 BROKEN = {
     "unmasked": (judge(BINARY, b"x", mask=False), 1002),

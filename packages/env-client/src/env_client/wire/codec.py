@@ -219,7 +219,14 @@ class _Decoder:
         code = self.view[at]
         self.at = at + 1
         if 0xA0 <= code < 0xC0:
-            return self.string(code & 0x1F)
+            stop = at + 1 + (code & 0x1F)
+            if stop > self.end:
+                return self.string(code & 0x1F)
+            self.at = stop
+            try:
+                return str(self.view[at + 1 : stop], "utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidInput(f"a string at byte {at + 1} is not UTF-8: {error.reason}") from error
         if code < 0x80:
             return code
         if code >= 0xE0:
@@ -266,7 +273,11 @@ class _Decoder:
         return self.map(4, depth)
 
     def number(self, form: struct.Struct) -> Any:
-        return form.unpack(self.take(form.size))[0]
+        at, stop = self.at, self.at + form.size
+        if stop > self.end:
+            self.take(form.size)
+        self.at = stop
+        return form.unpack_from(self.view, at)[0]
 
     def string(self, count: int) -> str:
         try:
@@ -327,7 +338,10 @@ class _Decoder:
             raise InvalidInput("a complex number; bool, int, uint and float values were expected")
         if "__image__" in value:
             return _encoded_image(value)
-        return {key: _settled(item) for key, item in value.items()}
+        for key, item in value.items():
+            if isinstance(item, memoryview):
+                value[key] = bytes(item)
+        return value
 
     def scalar(self, fields: dict[str, Any]) -> Any:
         """openpi sends a scalar's plain value; its bytes, which some peers send, are read as well."""

@@ -166,8 +166,10 @@ class FrameReader:
     """
 
     __slots__ = (
+        "_ahead",
         "_clear",
         "_ended",
+        "_expected",
         "_fill",
         "_final",
         "_from_client",
@@ -175,6 +177,7 @@ class FrameReader:
         "_inbox",
         "_key",
         "_kind",
+        "_lead",
         "_length",
         "_max_bytes",
         "_message",
@@ -188,6 +191,11 @@ class FrameReader:
         self._max_bytes = max_bytes
         self._inbox = memoryview(bytearray(INBOX))
         self._fill = 0
+        # A camera's messages are all of one size: the next one is read, header and all, into memory in which its
+        # payload can stay. `_lead` puts that payload on a whole word behind the header of a large frame.
+        self._expected = 0
+        self._ahead: np.ndarray | None = None
+        self._lead = _HEADROOM - (14 if from_client else 10)
         # The data frame that is being read past the inbox, if any: memory, its view, bytes that came, bytes of
         # those that are unmasked.
         self._payload: np.ndarray | None = None
@@ -204,6 +212,10 @@ class FrameReader:
         """Where the next received bytes go; never empty."""
         if self._payload is not None:
             return self._room[self._got :]
+        if self._expected and not self._fill:
+            if self._ahead is None:
+                self._ahead = _words(_HEADROOM + self._expected)
+            return memoryview(self._ahead)[self._lead :]
         return self._inbox[self._fill :]
 
     def advance(self, count: int) -> list[Event]:
@@ -214,14 +226,37 @@ class FrameReader:
         if self._payload is not None:
             self._got += count
             self._more(self._payload, events)
+        elif self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            if not self._adopt(ahead, count, events):
+                self._parse(memoryview(ahead)[self._lead : self._lead + count], events)
         else:
-            self._fill += count
-            self._parse(events)
+            self._parse(self._inbox[: self._fill + count], events)
         return events
 
-    def _parse(self, events: list[Event]) -> None:
-        """Every frame that lies in the inbox."""
-        inbox, at, end = self._inbox, 0, self._fill
+    def _adopt(self, ahead: np.ndarray, count: int, events: list[Event]) -> bool:
+        """Whether one large frame, of about the size of the last one, begins this memory; then it stays there."""
+        view = memoryview(ahead)[self._lead :]
+        header = _HEADROOM - self._lead
+        if count < header or view[0] & 0x0F >= CLOSE or view[1] & 0x7F != 127:
+            return False
+        (length,) = _LONG.unpack_from(view, 2)
+        if not max(count - header, self._expected // 2) <= length <= self._expected:
+            return False
+        self._check(view[0], view[1])
+        self._check_size(length)
+        self._opcode, self._final = view[0] & 0x0F, view[0] >= 0x80
+        self._key = bytes(view[10:header])
+        self._length, self._got, self._clear = length, count - header, 0
+        self._expected = length
+        payload = self._payload = ahead[_HEADROOM : _HEADROOM + (length + 7) // 8 * 8]
+        self._room = memoryview(payload)[:length]
+        self._more(payload, events)
+        return True
+
+    def _parse(self, inbox: memoryview, events: list[Event]) -> None:
+        """Every frame that lies in `inbox`, whose memory is used again."""
+        at, end = 0, len(inbox)
         while end - at >= 2:
             first, second = inbox[at], inbox[at + 1]
             opcode, length = first & 0x0F, second & 0x7F
@@ -240,24 +275,27 @@ class FrameReader:
             if opcode >= CLOSE:
                 if stop > end:
                     break
-                events.append(Control(opcode, self._unmasked(body, stop, key).tobytes()))
+                events.append(Control(opcode, _unmasked(inbox[body:stop], key).tobytes()))
                 at = stop
                 if opcode == CLOSE:
                     self._ended = True
                     return
                 continue
-            if length + len(self._message) > self._max_bytes:
-                raise FrameError(1009, f"a message of more than {self._max_bytes} bytes")
+            self._check_size(length)
             self._opcode, self._final = opcode, first >= 0x80
             if stop <= end:
-                self._deliver(memoryview(self._unmasked(body, stop, key)), events)
+                self._deliver(memoryview(_unmasked(inbox[body:stop], key)), events)
                 at = stop
                 continue
             self._begin(length, key, inbox[body:end], events)
             at = end
         # At most a header and a control frame's payload are left.
-        inbox[: end - at] = bytes(inbox[at:end])
         self._fill = end - at
+        self._inbox[: self._fill] = bytes(inbox[at:end])
+
+    def _check_size(self, length: int) -> None:
+        if length + len(self._message) > self._max_bytes:
+            raise FrameError(1009, f"a message of more than {self._max_bytes} bytes")
 
     def _check(self, first: int, second: int) -> None:
         """The rules for a frame's first two bytes."""
@@ -278,16 +316,10 @@ class FrameReader:
                 1002, "a continuation of nothing" if opcode == CONTINUATION else "a message inside a message"
             )
 
-    def _unmasked(self, start: int, stop: int, key: bytes) -> np.ndarray:
-        """A copy of what lies in the inbox, which is used again."""
-        payload = np.frombuffer(self._inbox[start:stop], np.uint8).copy()
-        if key and len(payload):
-            apply_mask(payload, key)
-        return payload
-
     def _begin(self, length: int, key: bytes, have: memoryview, events: list[Event]) -> None:
         """A data frame that does not end in the inbox continues in memory of its own."""
         self._length, self._key, self._clear = length, key, 0
+        self._expected = length if INBOX < length <= FIRST_ALLOCATION else 0
         payload = self._payload = _words(min(length, max(FIRST_ALLOCATION, len(have))))
         self._room = memoryview(payload)[: min(length, len(payload))]
         self._got = len(have)
@@ -327,6 +359,14 @@ class FrameReader:
             if opcode != CONTINUATION:
                 self._kind = opcode
             self._message += payload
+
+
+def _unmasked(data: memoryview, key: bytes) -> np.ndarray:
+    """A copy."""
+    payload = np.frombuffer(data, np.uint8).copy()
+    if key and len(payload):
+        apply_mask(payload, key)
+    return payload
 
 
 def _words(count: int) -> np.ndarray:
