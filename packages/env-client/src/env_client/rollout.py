@@ -51,7 +51,8 @@ def main() -> None:
     with os.fdopen(int(sys.argv[1]), "rb") as stream:
         config: ClientConfig = pickle.load(stream)
     code = Rollout(config, Heartbeat(int(sys.argv[2]))).run()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
+        sys.stdout.flush()
     # Not sys.exit: a camera's or a driver's thread may sit in a call that nobody can interrupt.
     os._exit(code)
 

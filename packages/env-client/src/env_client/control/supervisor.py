@@ -39,7 +39,9 @@ _WAKE = 0.05
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # A terminal that was closed must not keep anybody from stopping a robot.
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Supervisor:

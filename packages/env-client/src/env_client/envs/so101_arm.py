@@ -45,6 +45,8 @@ _FAILURES = 3
 _TRIES = 3
 # Between them, seconds: late answers arrive meanwhile.
 _PAUSE = 0.05
+# A servo that is silent for so long while the line is opened counts as dead, seconds.
+_PATIENCE = 1.0
 # Between two attempts to open a lost line, seconds.
 _RETRY = 0.5
 
@@ -372,13 +374,14 @@ class SO101Arm:
 def _silent(robot: Any) -> list[str]:
     """The servos that answer no ping, in several rounds: a busy machine or a lost packet is no dead servo."""
     missing = dict(robot.bus.motors)
-    for attempt in range(_TRIES):
-        # A late answer to one ping would be taken for the answer to the next.
-        time.sleep(_PAUSE if attempt else 0.0)
+    end = time.monotonic() + _PATIENCE
+    while missing:
         robot.bus.port_handler.ser.reset_input_buffer()
         missing = {name: motor for name, motor in missing.items() if robot.bus.ping(name) is None}
-        if not missing:
+        if time.monotonic() > end:
             break
+        # A late answer to one ping would be taken for the answer to the next.
+        time.sleep(_PAUSE if missing else 0.0)
     return [f"{name} (id {motor.id})" for name, motor in missing.items()]
 
 
