@@ -8,6 +8,7 @@ Error policy: a policy that fails fails one batch; the thread lives as long as t
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -70,7 +71,10 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig | None = None):
         self.config = config or SchedulerConfig()
         self._jobs: deque[_Job | Callable[[], None]] = deque()
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        # One token for each entry, which may be gone by then. A queue of C wakes the thread with less work than a
+        # condition variable, whose waiter needs the lock and the interpreter that the notifier still holds.
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closed = False
         # Requests in the batch that the device works on.
         self.running = 0
@@ -128,7 +132,7 @@ class Scheduler:
         return job.future
 
     def _supersede(self, client: object) -> None:
-        with self._wake:
+        with self._lock:
             old = [
                 job
                 for job in self._jobs
@@ -143,19 +147,19 @@ class Scheduler:
             )
 
     def _put(self, entry: "_Job | Callable[[], None]") -> None:
-        with self._wake:
+        with self._lock:
             if self._closed:
                 raise WireError(ErrorCode.NOT_READY, "the server is shutting down")
             self._jobs.append(entry)
-            self._wake.notify()
+        self._tokens.put(None)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """End the thread after the running batch; True when it ended in time."""
-        with self._wake:
+        with self._lock:
             self._closed = True
             left = list(self._jobs)
             self._jobs.clear()
-            self._wake.notify()
+        self._tokens.put(None)
         for entry in left:
             if isinstance(entry, _Job):
                 entry.finish(WireError(ErrorCode.NOT_READY, "the server is shutting down"))
@@ -167,12 +171,11 @@ class Scheduler:
 
     def _main(self) -> None:
         while True:
-            with self._wake:
-                while not self._jobs and not self._closed:
-                    self._wake.wait()
+            self._tokens.get()
+            with self._lock:
                 if self._closed:
                     return
-                batch = self._take()
+                batch = self._take() if self._jobs else []
             if callable(batch):
                 batch()
             elif batch:

@@ -297,9 +297,13 @@ def _own_prompt(obs: dict[str, Any]) -> str | None:
 
 
 def _encoded_images(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_encoded_images(item) for item in value.values())
-    return isinstance(value, EncodedImage)
+    if not isinstance(value, dict):
+        return isinstance(value, EncodedImage)
+    # A plain loop: this runs on the event loop for each observation.
+    for item in value.values():  # noqa: SIM110
+        if _encoded_images(item):
+            return True
+    return False
 
 
 def _decode_images(value: Any) -> Any:
