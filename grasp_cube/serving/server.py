@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from env_client.wire import (
     DEFAULT_LIMITS,
     IMAGE_CODECS,
@@ -264,11 +265,15 @@ class PolicyServer:
     async def _decoded(self, request: Infer) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
         """The observation and its history with every compressed image decoded, off the event loop."""
         observations = (request.obs, *request.history)
-        if any(_encoded_images(item) for item in observations):
+        encoded: list[EncodedImage] = []
+        for item in observations:
+            _collect_images(item, encoded)
+        if encoded:
+            # Each by itself, so that two cameras are decoded by two threads.
             decode = asyncio.get_running_loop().run_in_executor
-            observations = tuple(
-                await asyncio.gather(*(decode(self._decoders, _decode_images, item) for item in observations))
-            )
+            arrays = await asyncio.gather(*(decode(self._decoders, decode_image, image) for image in encoded))
+            decoded = dict(zip(map(id, encoded), arrays, strict=True))
+            observations = tuple(_with_images(item, decoded) for item in observations)
         return observations[0], observations[1:]
 
     def status(self) -> dict[str, Any]:
@@ -296,17 +301,16 @@ def _own_prompt(obs: dict[str, Any]) -> str | None:
     return None
 
 
-def _encoded_images(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return isinstance(value, EncodedImage)
-    # A plain loop: this runs on the event loop for each observation.
-    for item in value.values():  # noqa: SIM110
-        if _encoded_images(item):
-            return True
-    return False
+def _collect_images(value: Any, found: list[EncodedImage]) -> None:
+    """Every image that is still compressed. Runs on the event loop for each observation, so it is plain."""
+    if isinstance(value, EncodedImage):
+        found.append(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect_images(item, found)
 
 
-def _decode_images(value: Any) -> Any:
+def _with_images(value: Any, decoded: dict[int, np.ndarray]) -> Any:
     if isinstance(value, dict):
-        return {key: _decode_images(item) for key, item in value.items()}
-    return decode_image(value) if isinstance(value, EncodedImage) else value
+        return {key: _with_images(item, decoded) for key, item in value.items()}
+    return decoded[id(value)] if isinstance(value, EncodedImage) else value

@@ -72,12 +72,15 @@ def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
         raise InvalidInput(f"a {image.codec} image declared as {height}x{width} has {found} in its header")
     import cv2
 
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    # From 4.10 on OpenCV decodes into RGB itself, which saves a pass over the pixels.
+    in_rgb = getattr(cv2, "IMREAD_COLOR_RGB", None)
+    form = (cv2.IMREAD_COLOR if in_rgb is None else in_rgb) | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), form)
     if decoded is None or decoded.shape != (height, width, 3):
         raise InvalidInput(
             f"the {image.codec} data of a {height}x{width} image is damaged ({len(data)} bytes)"
         )
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if in_rgb is None else decoded
 
 
 def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np.ndarray:
