@@ -1,18 +1,22 @@
 """Our client against our server, against a plain openpi server, and against servers that go away."""
 
+import contextlib
+import itertools
+import select
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
-from env_client.wire import InvalidInput, pack
+from env_client.wire import InvalidInput, pack, unpack
 from numpy_policy import Options, expected_chunk, write_checkpoint
 from processes import Running, policy_server, running
 from serving_parts import CAMERAS, make_observation
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 SERVE = (sys.executable, "-m", "grasp_cube.serve_policy")
 
@@ -139,6 +143,105 @@ def test_close_ends_a_waiting_call():
         time.sleep(0.01)
     policy.close()
     assert lost.wait(10)
+
+
+@contextlib.contextmanager
+def one_answer_each(metadata: Callable[[int], dict]) -> Iterator[tuple[int, list[int]]]:
+    """A server that closes each connection after its answer; its port and the answers' connection numbers."""
+    answered: list[int] = []
+    opened = itertools.count()
+
+    def handle(socket: ServerConnection) -> None:
+        number = next(opened)
+        socket.send(pack(metadata(number)))
+        request, _ = unpack(socket.recv())
+        answered.append(number)
+        socket.send(pack({"actions": np.zeros((1, 6), np.float32), "seq": request.get("seq")}))
+
+    with serve(handle, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.socket.getsockname()[1], answered
+        server.shutdown()
+
+
+def wait_for_the_end(policy: WebsocketClientPolicy) -> None:
+    """Until the server's close has come; the client has not looked yet."""
+    assert policy._connection is not None
+    assert select.select([policy._connection._sock], [], [], 10)[0]
+    time.sleep(0.05)
+
+
+def test_a_connection_that_ended_while_idle_is_opened_again_without_an_error():
+    """Nothing had been sent on it, and the same policy answers."""
+    with (
+        one_answer_each(lambda number: {"protocol": "grasp-cube/1"}) as (port, answered),
+        WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=5) as policy,
+    ):
+        for _ in range(3):
+            assert policy.infer(make_observation())["action"].shape == (1, 6)
+            wait_for_the_end(policy)
+    assert answered == [0, 1, 2]
+
+
+def test_another_policy_behind_the_same_address_is_told():
+    """The caller made its plans for the first one; the next call is answered by the second."""
+    with (
+        one_answer_each(lambda number: {"protocol": "grasp-cube/1", "name": min(number, 1)}) as (
+            port,
+            answered,
+        ),
+        WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=5) as policy,
+    ):
+        policy.infer(make_observation())
+        wait_for_the_end(policy)
+        with pytest.raises(ConnectionLost, match="another policy"):
+            policy.infer(make_observation())
+        assert policy.metadata["name"] == 1
+        policy.infer(make_observation())
+    assert answered == [0, 1]
+
+
+def test_a_lost_prompt_is_told():
+    """A prompt belongs to its connection, so that its end is no secret."""
+    with (
+        one_answer_each(lambda number: {"protocol": "grasp-cube/1"}) as (port, answered),
+        WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=5) as policy,
+    ):
+        policy.set_prompt("stack the cubes")
+        wait_for_the_end(policy)
+        with pytest.raises(ConnectionLost):
+            policy.infer(make_observation())
+        assert policy.infer(make_observation())["action"].shape == (1, 6)
+    assert answered == [0, 1]
+
+
+@pytest.mark.parametrize("silent_from_the_start", [True, False])
+def test_closing_ends_a_call_that_waits(silent_from_the_start):
+    """For the metadata as well as for an answer."""
+
+    def handle(socket: ServerConnection) -> None:
+        if not silent_from_the_start:
+            socket.send(pack({"protocol": "grasp-cube/1"}))
+        for _ in socket:
+            pass
+
+    ended = threading.Event()
+    policy = WebsocketClientPolicy.__new__(WebsocketClientPolicy)
+
+    def wait(port: int) -> None:
+        try:
+            policy.__init__("127.0.0.1", port)  # type: ignore[misc]
+            policy.infer(make_observation())
+        except ConnectionLost:
+            ended.set()
+
+    with serve(handle, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=wait, args=(server.socket.getsockname()[1],), daemon=True).start()
+        time.sleep(0.5)
+        policy.close()
+        assert ended.wait(5)
+        server.shutdown()
 
 
 @pytest.mark.parametrize("first", [b"\xc1", pack([1]), pack({"policy": {"type": 3}})])
