@@ -1,0 +1,1 @@
+"""Other protocols in front of the same scheduler and policy."""
