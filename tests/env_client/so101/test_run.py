@@ -75,8 +75,8 @@ def test_episodes_from_ready_to_rest(
     """Two episodes at 30 Hz, each from the ready pose, a table and a JSON summary; limp only in the rest pose."""
     robot, server = start_robot(), start_server(horizon=30, delay_s=0.1)
     client = start_client(
-        robot, server, "--episode-time-s", "3", "--num-episodes", "2", "--move-to-ready", "--on-exit", "rest-pose",
-        "--rest-velocity", "1", "--summary-path", str(tmp_path / "summary.json"),
+        robot, server, "--episode-time-s", "2", "--num-episodes", "2", "--move-to-ready", "--on-exit", "rest-pose",
+        "--rest-velocity", "1.5", "--summary-path", str(tmp_path / "summary.json"),
     )  # fmt: skip
     assert client.wait() == 0, client.output
     assert "Connected! ws://127.0.0.1" in client.output

@@ -17,7 +17,9 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +33,7 @@ from env_client.control.network import encode_observation
 from env_client.envs.env import EnvError, EnvSpec
 from env_client.envs.make import LiveEnv, RobotFile, make_env, read_robot_file
 from env_client.fit import doubts, misfits
+from env_client.policy_server import SamePolicy, describe, plain_spec
 from env_client.run_status import StatusThread
 from env_client.summary import format_episode, write_results
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
@@ -40,6 +43,8 @@ __all__ = ["Rollout", "main"]
 
 # How long one attempt to reach a server that went away may take, seconds; the source keeps trying.
 _RECONNECT = 5.0
+# How long switching the motors on may take, seconds; then no more signs of life are given for it.
+_PATIENCE = 10.0
 
 
 class _Stopped(Exception):
@@ -137,7 +142,7 @@ class Rollout:
         self.fps = config.fps or self._policy.fps or 30.0
         safety = replace(config.safety, hold=_joint_names(config.safety.hold, env.spec))
         self.safety = SafetyFilter(env.spec, safety, self.fps)
-        checked = _SamePolicy(client)
+        checked = SamePolicy(client)
         self.source = make_source(config.execution, checked, self._policy, self.fps, config.chunks)
         self.source.prompt = self._prompt or None
         self.loop = ControlLoop(
@@ -150,7 +155,7 @@ class Rollout:
     def _fit(self, client: WebsocketClientPolicy, env: LiveEnv, task: Task) -> PolicySpec:
         """The policy's spec, when policy, robot and task belong together. Raises `EnvError` otherwise."""
         spec, name = env.spec, f"the robot ({env.spec.type})"
-        policy = client.spec or _plain_spec(spec, self.config.policy_unit)
+        policy = client.spec or plain_spec(spec, self.config.policy_unit)
         found = misfits(spec, policy, name)
         if task.action_dim is not None and task.action_dim != policy.action_dim:
             found.append(
@@ -179,8 +184,7 @@ class Rollout:
             return
         self.heartbeat.arm(env.stop_plan(self.config.on_exit, self._poses["rest"], self.config.rest_velocity))
         self._engaged = True
-        self._beat()
-        env.engage()
+        self._patiently(env.engage)
 
     def _make_leader(self, env: LiveEnv) -> ControlLoop | None:
         if not self.config.leader.ports:
@@ -240,7 +244,27 @@ class Rollout:
         """Motors that lost their power in the last episode get it back before anything is asked of them."""
         if self._engaged and self._env is not None:
             with contextlib.suppress(EnvError):  # the loop waits for the robot, and says why
-                self._env.engage()
+                self._patiently(self._env.engage)
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Do what may take longer than the supervisor waits for a sign of life: setting up two arms' servos."""
+        failure: list[Exception] = []
+
+        def run() -> None:
+            try:
+                act()
+            except Exception as error:  # told in the control thread
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name="patiently", daemon=True)
+        end = time.monotonic() + _PATIENCE
+        thread.start()
+        while thread.is_alive() and time.monotonic() < end:
+            self._beat()
+            thread.join(0.05)
+        thread.join()
+        if failure:
+            raise failure[0]
 
     def _seed(self, number: int) -> int | None:
         seed = getattr(self.config.env, "seed", None)
@@ -319,41 +343,6 @@ class Rollout:
         # Proof that the robot can be reached and really holds what it was told last.
         env.get_observation()
         return "The robot holds its pose, torque on."
-
-
-class _SamePolicy:
-    """The client, refusing to go on when another policy answers after a reconnect."""
-
-    def __init__(self, client: WebsocketClientPolicy) -> None:
-        self._client = client
-        self._spec = client.spec
-
-    def infer(self, obs: dict[str, Any], **request: Any) -> dict[str, Any]:
-        self._client.connect()
-        if self._client.spec != self._spec:
-            raise InvalidInput(
-                "the server now serves another policy than at the start of this run; start the client again"
-            )
-        return self._client.infer(obs, **request)
-
-
-def describe(client: WebsocketClientPolicy) -> str:
-    """The server's policy in one sentence."""
-    spec = client.spec
-    if spec is None:
-        return f"A plain openpi server at {client.url}, which does not describe its policy."
-    cameras = ", ".join(f"{c.name} {c.height}x{c.width} ({c.resize})" for c in spec.cameras) or "no camera"
-    return f"{client.url} serves {spec.type}: {spec.horizon} actions of {spec.action_dim} values ({spec.unit}) from {cameras}."
-
-
-def _plain_spec(env: EnvSpec, unit: str | None) -> PolicySpec:
-    """What is assumed of a server that does not describe its policy: it takes everything, in the declared unit."""
-    if unit is None:
-        raise EnvError(
-            f"the server does not say the unit of its actions, this robot works in {env.unit}: declare it with "
-            f"--policy-unit {env.unit} if that is what the policy was trained with. Nothing was moved."
-        )
-    return PolicySpec(type="openpi", action_dim=env.action_dim, horizon=1, unit=unit)
 
 
 def _joint_names(names: tuple[str, ...], spec: EnvSpec) -> tuple[str, ...]:
