@@ -1,7 +1,7 @@
 """A gRPC gateway in a process of its own: `python gateway_process.py OPTIONS`, where OPTIONS is JSON.
 
-checkpoint (None: idle), configurable, and the gateway's own keyword arguments. Prints `port N` when it listens,
-`frames` of the log to stderr, and `stopped` at the end.
+checkpoint (None: idle), configurable, and the gateway's own keyword arguments. Prints `port N` when it listens, the log,
+and `stopped in N s` at the end.
 """
 
 import asyncio

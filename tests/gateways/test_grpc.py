@@ -1,12 +1,10 @@
 """The gRPC gateway over real sockets: the server is a process, the client knows the messages' description only."""
 
 import concurrent.futures
-import contextlib
 import json
 import sys
 import threading
 import time
-from pathlib import Path
 
 import cv2
 import grpc
@@ -16,47 +14,21 @@ from grpc_client import (
     CMD_RESET,
     CMD_SET_EPISODE,
     CMD_SET_PROMPT,
-    ERROR,
     INVALID_INPUT,
     MODEL_NOT_LOADED,
-    NOT_READY,
     OK,
     Client,
-    compile_messages,
 )
-from numpy_policy import Options, expected_chunk, write_checkpoint
+from grpc_parts import FIELDS, Robot, grpc_gateway, refused
+from numpy_policy import write_checkpoint
 from processes import running
-
-CAMERAS = tuple(
-    {"name": name, "height": 24, "width": 32, "resize": "none"} for name in ("head", "left_wrist")
-)
-OPTIONS = Options(cameras=CAMERAS, states=({"name": "arms", "size": 16},), action_dim=16, horizon=4)
-FIELDS = {key: getattr(OPTIONS, key) for key in ("cameras", "states", "action_dim", "horizon")}
-
-
-@contextlib.contextmanager
-def gateway(checkpoint: Path | None, **options):
-    """A gateway process, and its port."""
-    config = json.dumps(options | {"checkpoint": str(checkpoint) if checkpoint else None})
-    with running(sys.executable, Path(__file__).with_name("gateway_process.py"), config) as process:
-        yield process, int(process.wait_for(r"port (\d+)")[1])
-
-
-@pytest.fixture(scope="module")
-def messages(tmp_path_factory):
-    return compile_messages(tmp_path_factory.mktemp("proto"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("checkpoints")
 
 
 @pytest.fixture(scope="module")
 def port(folder):
     """Serves a quick policy, shared by the module's tests; no traceback may have been logged at its end."""
     checkpoint = write_checkpoint(folder / "quick", default_prompt="tidy up", **FIELDS)
-    with gateway(checkpoint) as (process, number):
+    with grpc_gateway(checkpoint) as (process, number):
         yield number
         assert "Traceback" not in process.output, process.output
 
@@ -65,45 +37,6 @@ def port(folder):
 def client(port, messages):
     with Client(port, messages) as made:
         yield made
-
-
-class Robot:
-    """Random observations: as the gateway should see them, and as they are sent."""
-
-    def __init__(self, messages, seed: int):
-        rng = np.random.default_rng(seed)
-        self.messages = messages
-        self.head, self.wrist = (rng.integers(0, 256, (24, 32, 3), np.uint8) for _ in range(2))
-        self.state = rng.uniform(-1, 1, 16).astype(np.float32)
-
-    def image(self, name: str, encoding: str, data: bytes, width: int = 32, height: int = 24):
-        return self.messages["ImageData"](
-            camera_name=name, data=data, width=width, height=height, encoding=encoding
-        )
-
-    def observation(self, images=None, **fields):
-        if images is None:
-            images = [
-                self.image("head_rgbd", "rgb8", self.head.tobytes()),
-                self.image("left_wrist_rgbd", "raw", self.wrist.tobytes()),
-            ]
-        return self.messages["Observation"](**({"state": self.state.tolist(), "images": images} | fields))
-
-    def chunk(self, prompt: str = "tidy up", head: np.ndarray | None = None) -> np.ndarray:
-        images = {"head": self.head if head is None else head, "left_wrist": self.wrist}
-        return expected_chunk(OPTIONS, {"images": images, "state": self.state}, prompt=prompt)
-
-
-@pytest.fixture
-def robot(messages):
-    return Robot(messages, 0)
-
-
-def refused(code: grpc.StatusCode, call, *arguments, **options) -> str:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **options)
-    assert caught.value.code() == code
-    return caught.value.details()
 
 
 def test_an_episode(client, messages):
@@ -317,107 +250,6 @@ def test_peers_share_nothing(port, messages):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(drive, range(8)))
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "said"),
-    [("raise", "log says why"), ("nan", "not finite"), ("wrong_dim", "[4, 17]")],
-)
-def test_a_policy_that_fails_is_an_error(folder, messages, robot, behaviour, said):
-    """ERROR, no values, no traceback; the next request is answered."""
-    checkpoint = write_checkpoint(folder / behaviour, behaviour=behaviour, behaviour_prompt="fail", **FIELDS)
-    with gateway(checkpoint) as (_, port), Client(port, messages) as client:
-        action = client.predict(robot.observation(prompt="fail"))
-        assert (action.status, list(action.values)) == (ERROR, [])
-        assert said in action.error_message
-        assert "Traceback" not in action.error_message
-        assert client.predict(robot.observation(prompt="work")).status == OK
-
-
-def test_from_idle_to_a_policy_and_to_another(folder, messages, robot):
-    """MODEL_NOT_LOADED, NOT_READY while it loads, a failed Configure, a swap that drops the old chunk."""
-    write_checkpoint(folder / "one", load_s=1.0, **FIELDS)
-    write_checkpoint(folder / "two", **FIELDS | {"horizon": 3})
-    with (
-        gateway(None, configurable=True) as (process, port),
-        Client(port, messages) as client,
-        Client(port, messages) as other,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        observation = robot.observation(prompt="go")
-        assert not client.status().is_ready
-        assert client.predict(observation).status == MODEL_NOT_LOADED
-        load = pool.submit(client.configure, checkpoint_dir=str(folder / "one"), default_prompt="wipe")
-        time.sleep(0.4)
-        assert client.predict(observation).status == NOT_READY
-        assert load.result().is_ready
-        assert load.result().message == "serving one"
-        assert load.result().current_prompt == "wipe"
-        assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[0])
-        failed = other.configure(checkpoint_dir=str(folder / "missing"))
-        assert not failed.is_ready
-        assert failed.message.startswith("MODEL_NOT_LOADED: there is no checkpoint at")
-        assert other.predict(observation).status == MODEL_NOT_LOADED
-        assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[1])
-        swapped = other.configure(checkpoint_dir=str(folder / "two"))
-        assert (swapped.is_ready, swapped.action_horizon, swapped.current_prompt) == (True, 3, "")
-        assert other.predict(observation).status == OK
-        assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[0])
-        assert "Traceback" not in process.output
-
-
-def test_a_slow_policy_blocks_nobody_and_the_end_is_told(folder, messages, robot):
-    """GetStatus is quick during an inference; more calls than workers are refused; an open stream is ended."""
-    checkpoint = write_checkpoint(folder / "slow", delay_s=1.5, **FIELDS)
-    with (
-        gateway(checkpoint, workers=2) as (process, port),
-        Client(port, messages) as client,
-        Client(port, messages) as other,
-        concurrent.futures.ThreadPoolExecutor() as pool,
-    ):
-        other.status()
-        slow = pool.submit(client.predict, robot.observation())
-        time.sleep(0.3)
-        started = time.monotonic()
-        assert other.status().is_ready
-        assert time.monotonic() - started < 0.5
-        assert not slow.done()
-        assert slow.result().status == OK
-        refused(
-            grpc.StatusCode.DEADLINE_EXCEEDED, client.predict, robot.observation(frame_index=-1), timeout=0.2
-        )
-        assert client.predict(robot.observation()).status == OK
-
-        leave = threading.Event()
-
-        def observations():
-            yield robot.observation()
-            leave.wait(20)
-
-        streams = [connection.stream(observations()) for connection in (client, other)]
-        assert [next(stream).status for stream in streams] == [OK, OK]
-        refused(grpc.StatusCode.RESOURCE_EXHAUSTED, client.status)
-        started = time.monotonic()
-        assert process.end() == 0
-        assert time.monotonic() - started < 10
-        for stream in streams:
-            assert "shutting down" in refused(grpc.StatusCode.UNAVAILABLE, next, stream)
-        leave.set()
-        assert float(process.wait_for(r"stopped in ([\d.]+)")[1]) < 3
-        assert "Traceback" not in process.output
-
-
-def test_a_key_opens_every_call(folder, messages, robot):
-    """No key, a wrong one or another scheme: UNAUTHENTICATED, streams too."""
-    checkpoint = write_checkpoint(folder / "keyed", **FIELDS)
-    with gateway(checkpoint, api_key="sesame") as (_, port):
-        for key in (None, "Api-Key wrong", "Basic sesame", "sesame"):
-            with Client(port, messages, key=key) as client:
-                refused(grpc.StatusCode.UNAUTHENTICATED, client.predict, robot.observation(prompt="go"))
-                refused(grpc.StatusCode.UNAUTHENTICATED, next, client.stream(iter([robot.observation()])))
-        for key in ("Api-Key sesame", "Bearer sesame"):
-            with Client(port, messages, key=key) as client:
-                assert client.predict(robot.observation(prompt="go")).status == OK
 
 
 def test_a_port_in_use_is_a_sentence(port, folder):
