@@ -238,7 +238,7 @@ def test_dead_servo_is_named_and_does_not_stall(make_twin: Make, make_env: Make)
     env.engage()
     twin.chains[0].set_dead(2)
     slow = 0
-    end = time.monotonic() + 3.5
+    end = time.monotonic() + 2.6
     while time.monotonic() < end:
         started = time.monotonic()
         with pytest.raises(EnvError) as raised:
