@@ -1,5 +1,6 @@
 """Frames: what is read, what is refused, in both dialects."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -66,10 +67,8 @@ def test_plain_msgpack_is_read_as_msgpack_reads_it(value):
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_by_name_or_read(frame):
     """Any bytes give a value or an `InvalidInput`, nothing else."""
-    try:
+    with contextlib.suppress(InvalidInput):
         unpack(frame)
-    except InvalidInput as error:
-        assert error.message
 
 
 @settings(max_examples=300, deadline=None)
@@ -79,10 +78,8 @@ def test_damaged_frames_are_refused_by_name_or_read(value, data):
     frame = bytearray(pack(value))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(InvalidInput):
         unpack(bytes(frame[: data.draw(st.integers(1, len(frame)))]))
-    except InvalidInput as error:
-        assert error.message
 
 
 def test_the_dialect_of_msgpack_numpy_is_read_from_its_own_encoder():
