@@ -12,13 +12,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from env_client.cli import fail, parse
 
 from grasp_cube.policies.config import PolicyConfig
-from grasp_cube.policies.policy import PolicyError
+from grasp_cube.policies.policy import Policy, PolicyError
+
+if TYPE_CHECKING:
+    from grasp_cube.serving.scheduler import Scheduler
 
 __all__ = ["ServeConfig", "main", "serve"]
 
@@ -41,6 +45,10 @@ class ServeConfig:
     port: int = 8000
     # Key that clients must send; default: the environment variable GRASP_CUBE_API_KEY, else none.
     api_key: str | None = None
+    # Port of the gateway for robots that speak the older gRPC service OpenPiInferenceService, such as 50052; default: none.
+    grpc_port: int | None = None
+    # Calls that the gateway handles at the same time.
+    grpc_workers: int = 10
     # Most requests that share one inference.
     batch_size: int = 8
     # Most requests that wait; more are answered OVERLOADED.
@@ -55,6 +63,8 @@ ALIASES = {
     "task": "policy.task",
     "policy-path": "policy.path",
     "checkpoint": "policy.path",
+    "grpc.port": "grpc_port",
+    "grpc.workers": "grpc_workers",
 }
 
 
@@ -105,20 +115,46 @@ async def serve(config: ServeConfig) -> int:
         print("Stopped while loading.", flush=True)
         return 130
     policy = await loading
-    server = PolicyServer(
-        policy, scheduler, ServerConfig(api_key=config.api_key or os.environ.get("GRASP_CUBE_API_KEY"))
-    )
+    api_key = config.api_key or os.environ.get("GRASP_CUBE_API_KEY")
+    server = PolicyServer(policy, scheduler, ServerConfig(api_key))
     try:
         async with server.serving(sock):
-            _announce(sock, open_to_all=server.config.api_key is None)
-            await stop.wait()
-            print("Stopping …", flush=True)
+            async with _gateway(config, policy, scheduler, api_key):
+                _announce(sock, open_to_all=api_key is None)
+                await stop.wait()
+                print("Stopping …", flush=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.to_thread(scheduler.close, SHUTDOWN_S), SHUTDOWN_S)
     except OSError as error:
         raise PolicyError(_port_taken(config.host, config.port, error)) from error
     print("Stopped.", flush=True)
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _gateway(
+    config: ServeConfig, policy: Policy, scheduler: "Scheduler", api_key: str | None
+) -> AsyncIterator[None]:
+    """The gRPC port, open while the block runs; nothing without `--grpc.port`. Raises `PolicyError`."""
+    if config.grpc_port is None:
+        yield
+        return
+    from grasp_cube.gateways.grpc import GrpcGateway
+
+    gateway = GrpcGateway(
+        lambda: policy,
+        scheduler,
+        workers=config.grpc_workers,
+        host=config.host,
+        port=config.grpc_port,
+        api_key=api_key,
+    )
+    await gateway.start()
+    print(f"✓ gRPC robots at {config.host}:{gateway.port}", flush=True)
+    try:
+        yield
+    finally:
+        await gateway.stop()
 
 
 def _load(config: PolicyConfig):

@@ -46,6 +46,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from grasp_cube.policies.policy import Policy, PolicyRequest
+from grasp_cube.serving.metrics import ServerMetrics
 from grasp_cube.serving.scheduler import Scheduler
 from grasp_cube.serving.session import Session
 from grasp_cube.serving.websocket import Connection, ConnectionClosed, Listener, listening
@@ -59,6 +60,14 @@ logger = logging.getLogger(__name__)
 MAX_FRAME = 128 * 1024 * 1024
 # Requests of one connection that are being answered at the same time.
 MAX_IN_FLIGHT = 16
+# What each request is counted as.
+_OPERATIONS = {
+    Infer: "infer",
+    Reset: "reset",
+    SetPrompt: "set_prompt",
+    Status: "status",
+    Configure: "configure",
+}
 
 
 @dataclass
@@ -82,6 +91,7 @@ class PolicyServer:
         self.sessions: set[Session] = set()
         self._decoders = ThreadPoolExecutor(self.config.decode_threads, thread_name_prefix="decode")
         self._metadata = pack(self.metadata())
+        self.metrics = ServerMetrics(queue=lambda: scheduler.waiting, sessions=lambda: len(self.sessions))
 
     def metadata(self) -> dict[str, Any]:
         """The first frame of each connection: the checkpoint's own metadata under ours."""
@@ -109,6 +119,8 @@ class PolicyServer:
         path = request.path.partition("?")[0]
         if path in ("/healthz", "/readyz"):
             return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if path == "/metrics":
+            return connection.respond(http.HTTPStatus.OK, self.metrics.render().decode())
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return connection.respond(
                 http.HTTPStatus.UPGRADE_REQUIRED,
@@ -185,6 +197,7 @@ class PolicyServer:
             session.dialect = dialect or session.dialect
             request = read_request(message)
             session.bare = getattr(request, "bare", False)
+            self.metrics.received(_OPERATIONS[type(request)])
             return request
         except WireError as error:
             seq = None
@@ -229,6 +242,7 @@ class PolicyServer:
         self, connection: Connection, session: Session, error: WireError, seq: int | None, *, bare: bool
     ) -> None:
         session.errors += 1
+        self.metrics.failed(error.code)
         logger.debug("session %d, seq %s: %s: %s", session.number, seq, error.code, error.message)
         # Clients that exist raise a text frame as an error, and would take a map for a chunk.
         reply = f"{error.code}: {error.message}" if bare else pack(error_reply(error, seq))
@@ -252,6 +266,12 @@ class PolicyServer:
         if session.prev_total_ms is not None:
             timing["prev_total_ms"] = session.prev_total_ms
         session.prev_total_ms = (time.perf_counter() - started) * 1e3
+        self.metrics.answered(
+            queue_ms=result.queue_ms,
+            infer_ms=result.infer_ms,
+            total_ms=session.prev_total_ms,
+            batch_size=result.batch_size,
+        )
         session.chunks += 1
         return InferReply(
             actions=result.actions,

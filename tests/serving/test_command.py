@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from env_client.websocket_client_policy import WebsocketClientPolicy
 from env_client.wire import RemoteError
+from grpc_client import OK, Client, compile_messages
 from numpy_policy import write_checkpoint
 from processes import ROOT, policy_server, running
 from serving_parts import CAMERAS, make_observation
@@ -183,3 +184,46 @@ def test_the_scripts_of_the_first_documents_start(script, checkpoint):
     with running(*command, "--port", "0") as server:
         server.wait_for("Waiting for client connections at ws://127.0.0.1:")
         assert server.end() == 0
+
+
+def test_grpc_robots_are_served_beside_the_socket(checkpoint, tmp_path):
+    """`--grpc.port` opens the gateway in front of the same policy; both give the same chunk; both ports close."""
+    messages = compile_messages(tmp_path)
+    with policy_server(checkpoint, "--grpc.port", "0") as (server, port):
+        grpc_port = int(server.wait_for(r"gRPC robots at 127\.0\.0\.1:(\d+)")[1])
+        obs = make_observation(1)
+        with WebsocketClientPolicy("127.0.0.1", port) as policy, Client(grpc_port, messages) as client:
+            images = [
+                messages["ImageData"](
+                    camera_name=name, data=image.tobytes(), width=32, height=24, encoding="rgb8"
+                )
+                for name, image in obs["images"].items()
+            ]
+            asked = messages["Observation"](
+                state=obs["states"]["arm"].tolist(), images=images, prompt=obs["task"]
+            )
+            chunk = client.predict_chunk(asked)
+            assert chunk.status == OK, chunk.error_message
+            actions = np.array([step.values for step in chunk.actions], np.float32)
+            assert np.array_equal(actions, policy.infer(obs)["actions"])
+        assert server.end() == 0
+
+
+def test_metrics_count_what_happened(checkpoint):
+    """Requests by kind, errors by code and the time histograms, in Prometheus' text format."""
+    with policy_server(checkpoint) as (_, port), WebsocketClientPolicy("127.0.0.1", port) as policy:
+        policy.infer(make_observation())
+        policy.infer(make_observation())
+        policy.reset()
+        with pytest.raises(RemoteError):
+            policy.infer({"images": {}})
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+    for line in (
+        'grasp_cube_requests_total{op="infer"} 3.0',
+        'grasp_cube_requests_total{op="reset"} 1.0',
+        'grasp_cube_errors_total{code="INVALID_INPUT"} 1.0',
+        "grasp_cube_inference_seconds_count 2.0",
+    ):
+        assert line in page
