@@ -18,6 +18,10 @@ class SamePolicy:
         self._client = client
         self._spec = client.spec
 
+    def connect(self) -> None:
+        """Wait for the server, so that the observation that is sent afterwards can be the newest one."""
+        self._client.connect()
+
     def infer(self, obs: dict[str, Any], **request: Any) -> dict[str, Any]:
         self._client.connect()
         if self._client.spec != self._spec:
