@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from env_client.websocket_client_policy import WebsocketClientPolicy
 from numpy_policy import write_checkpoint
-from wire import HERE, observation, start, timed
+from wire import HERE, observation, start, start_ours, timed
 
 DELAY_S = 3.0
 
@@ -25,16 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "slow", cameras=cameras, delay_s=DELAY_S)
         servers = {
-            "ours": start(
-                "-m",
-                "grasp_cube.serve_policy",
-                "--policy.path",
-                str(checkpoint),
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-            ),
+            "ours": start_ours(checkpoint),
             "plain": start(str(HERE / "plain_server.py"), "--port", "0", "--delay-s", str(DELAY_S)),
         }
         print(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy_policy import write_checkpoint
 from tqdm import tqdm
 from virtual_so101.servo_log import goals_of, read_servo_log
-from wire import start
+from wire import start_ours
 
 # (seconds that one inference takes, actions in a chunk)
 CASES = ((0.3, 50), (1.0, 100))
@@ -56,16 +56,7 @@ def measure(mode: str, delay_s: float, horizon: int, steps: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = write_checkpoint(folder / "policy", delay_s=delay_s, horizon=horizon)
-        server, port = start(
-            "-m",
-            "grasp_cube.serve_policy",
-            "--policy.path",
-            str(checkpoint),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-        )
+        server, port = start_ours(checkpoint)
         command = [
             sys.executable,
             "-m",

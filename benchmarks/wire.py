@@ -59,16 +59,7 @@ def measure(case: tuple[str, int, int, str], rounds: int) -> dict[str, float | s
     cameras = tuple({"name": n, "height": height, "width": width, "resize": "none"} for n in obs["images"])
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder) / "empty", cameras=cameras, behaviour="constant")
-        ours, our_port = start(
-            "-m",
-            "grasp_cube.serve_policy",
-            "--policy.path",
-            str(checkpoint),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-        )
+        ours, our_port = start_ours(checkpoint)
         peer, peer_port = start(str(HERE / "plain_server.py"), "--port", "0")
         try:
             client = WebsocketClientPolicy("127.0.0.1", our_port, image_codec=codec)  # type: ignore[arg-type]
@@ -115,6 +106,12 @@ def timed(call: Callable, *arguments: object) -> float:
     started = time.perf_counter()
     call(*arguments)
     return (time.perf_counter() - started) * 1e3
+
+
+def start_ours(checkpoint: Path) -> tuple[subprocess.Popen[str], int]:
+    """`serve_policy` on a free loopback port; with the port."""
+    command = ("-m", "grasp_cube.serve_policy", "--policy.path", str(checkpoint))
+    return start(*command, "--host", "127.0.0.1", "--port", "0")
 
 
 def start(*command: str) -> tuple[subprocess.Popen[str], int]:
