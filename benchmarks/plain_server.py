@@ -25,7 +25,7 @@ async def main() -> None:
         "--delay-s", type=float, default=0.0, help="how long one inference blocks the event loop"
     )
     parser.add_argument(
-        "--first-delay-s", type=float, default=0.0, help="the same for the first inference of all"
+        "--first-delay-s", type=float, help="the same for the first inference of all; default: no other"
     )
     parser.add_argument("--horizon", type=int, default=16)
     options = parser.parse_args()
@@ -38,7 +38,9 @@ async def main() -> None:
         async for frame in connection:
             obs = msgpack_numpy.unpackb(frame)
             started = time.perf_counter()
-            time.sleep(options.first_delay_s if first else options.delay_s)
+            time.sleep(
+                options.delay_s if options.first_delay_s is None or not first else options.first_delay_s
+            )
             first = False
             state = np.asarray(obs["states"]["arm"], np.float32)
             actions = np.tile(state, (options.horizon, 1))
