@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from env_client.wire import CameraSpec, EncodedImage, InvalidInput, PolicySpec, decode_image
-from env_client.wire import images as wire_images
+from env_client.wire.images import MAX_IMAGE_PIXELS, image_size
 
 from grasp_cube.gateways import openpi_inference_pb2 as pb2
 
@@ -139,10 +139,8 @@ def _decode(image: pb2.ImageData) -> np.ndarray:
         return decode_image(EncodedImage(kind, image.data, (height, width, 3)))
     if height <= 0 or width <= 0:
         raise InvalidInput(f"a raw image of {height}x{width} pixels; its height and width were expected")
-    if height * width > wire_images.MAX_IMAGE_PIXELS:
-        raise InvalidInput(
-            f"a raw image of {height}x{width} pixels; at most {wire_images.MAX_IMAGE_PIXELS} are read"
-        )
+    if height * width > MAX_IMAGE_PIXELS:
+        raise InvalidInput(f"a raw image of {height}x{width} pixels; at most {MAX_IMAGE_PIXELS} are read")
     if len(image.data) != height * width * 3:
         raise InvalidInput(
             f"{len(image.data)} bytes for a raw image of {height}x{width}; {height * width * 3}, height by width "
@@ -153,7 +151,7 @@ def _decode(image: pb2.ImageData) -> np.ndarray:
 
 
 def _header_size(kind: str, data: bytes) -> tuple[int, int]:
-    size = (wire_images._png_size if kind == "png" else wire_images._jpeg_size)(data)
+    size = image_size(kind, data)
     if size is None:
         raise InvalidInput(f"a {kind} image of {len(data)} bytes without a {kind} header")
     return size

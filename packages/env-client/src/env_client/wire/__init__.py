@@ -1,6 +1,7 @@
 """The one definition of the wire, imported by both sides. Needs NumPy and msgpack only."""
 
-from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits, pack, pack_parts, unpack
+from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits, pack, pack_parts
+from env_client.wire.decoder import unpack
 from env_client.wire.errors import ErrorCode, InvalidInput, RemoteError, WireError
 from env_client.wire.images import IMAGE_CODECS, decode_image, encode_image, resize_image
 from env_client.wire.messages import (

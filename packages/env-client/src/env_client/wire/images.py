@@ -19,6 +19,7 @@ __all__ = [
     "check_image",
     "decode_image",
     "encode_image",
+    "image_size",
     "resize_image",
 ]
 
@@ -66,7 +67,7 @@ def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
             f"an image of {height}x{width} pixels; at most {MAX_IMAGE_PIXELS} pixels are decoded"
         )
     data = bytes(image.data)
-    inside = (_png_size if image.codec == "png" else _jpeg_size)(data)
+    inside = image_size(image.codec, data)
     if inside != (height, width):
         found = "no size" if inside is None else f"{inside[0]}x{inside[1]}"
         raise InvalidInput(f"a {image.codec} image declared as {height}x{width} has {found} in its header")
@@ -132,6 +133,14 @@ def check_image(image: object) -> None:
         raise InvalidInput(
             f"an image of shape {list(image.shape)} and dtype {image.dtype}; (H, W, 3) uint8 RGB was expected"
         )
+
+
+def image_size(codec: str, data: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels by the header of a "jpeg" or "png" image; None when there is no such header.
+
+    Nothing is decompressed, so it is safe on data of any origin.
+    """
+    return _png_size(data) if codec == "png" else _jpeg_size(data)
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
