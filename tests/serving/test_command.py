@@ -22,8 +22,9 @@ SERVE = (sys.executable, "-m", "grasp_cube.serve_policy")
 
 def refused(*arguments: object, cwd=ROOT) -> str:
     """The one line on stderr of a command that must not start."""
+    # A free port unless the test names one: whoever runs the tests may have a server at 8000.
     done = subprocess.run(
-        [*SERVE, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd
+        [*SERVE, "--port", "0", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
