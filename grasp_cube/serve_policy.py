@@ -31,6 +31,8 @@ DESCRIPTION = "Serve an ACT or Diffusion checkpoint to robots over a WebSocket."
 
 # How long the end of a running inference is waited for at shutdown, in seconds.
 SHUTDOWN_S = 60.0
+# How often a load that takes its time says that it goes on (importing PyTorch and LeRobot alone takes 10 to 25 s).
+SAY_EVERY_S = 5.0
 
 
 @dataclass
@@ -110,7 +112,11 @@ async def serve(config: ServeConfig) -> int:
     from grasp_cube.serving.server import PolicyServer, ServerConfig
 
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    started = time.perf_counter()
+    while not (loading.done() or stopping.done()):
+        await asyncio.wait((loading, stopping), timeout=SAY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        if not (loading.done() or stopping.done()):
+            print(f"… loading, {time.perf_counter() - started:.0f} s", flush=True)
     if not loading.done():
         print("Stopped while loading.", flush=True)
         return 130
