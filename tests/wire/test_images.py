@@ -55,6 +55,36 @@ def test_a_decompression_bomb_is_refused_by_its_header():
         decode_image(EncodedImage("png", bomb, (4, 4, 3)))
 
 
+def lying_length(data: bytes) -> bytes:
+    at = data.index(b"IDAT")
+    return data[: at - 4] + b"\xb0\0\0\0" + data[at:]
+
+
+def animated(data: bytes) -> bytes:
+    chunk = b"acTL" + struct.pack(">II", 1000, 0)
+    at = data.index(b"IDAT") - 4
+    return data[:at] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+
+
+def many_scans(data: bytes) -> bytes:
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 100_000 + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("codec", "bomb"),
+    [("png", lying_length), ("png", animated), ("jpeg", many_scans)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_what_costs_more_than_its_pixels_is_never_decompressed(codec, bomb, monkeypatch):
+    """A PNG's chunk that declares 3 GB, which OpenCV would take; an animation; a JPEG that passes over its pixels for ever."""
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if codec == "jpeg" else []
+    data = cv2.imencode(f".{codec}", picture(), options)[1].tobytes()
+    assert decode_image(EncodedImage(codec, data, (48, 64, 3))).shape == (48, 64, 3)
+    monkeypatch.setattr(cv2, "imdecode", lambda *given: pytest.fail("OpenCV was asked"))
+    with pytest.raises(InvalidInput, match="unusual kind"):
+        decode_image(EncodedImage(codec, bomb(data), (48, 64, 3)))
+
+
 @pytest.mark.parametrize("codec", ["jpeg", "png"])
 def test_damaged_data_is_refused(codec):
     """Cut or foreign data gives a sentence."""

@@ -2,13 +2,14 @@
 
 from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits, pack, pack_parts
 from env_client.wire.decoder import unpack
-from env_client.wire.errors import ErrorCode, InvalidInput, RemoteError, WireError
+from env_client.wire.errors import ErrorCode, InvalidInput, RemoteError, WireError, shown
 from env_client.wire.images import IMAGE_CODECS, decode_image, encode_image, resize_image
 from env_client.wire.messages import (
     PROTOCOL,
     Configure,
     Infer,
     InferReply,
+    Progress,
     Request,
     Reset,
     RtcPrefix,
@@ -33,6 +34,7 @@ __all__ = [
     "InvalidInput",
     "Limits",
     "PolicySpec",
+    "Progress",
     "RemoteError",
     "Request",
     "Reset",
@@ -48,5 +50,6 @@ __all__ = [
     "pack_parts",
     "read_request",
     "resize_image",
+    "shown",
     "unpack",
 ]

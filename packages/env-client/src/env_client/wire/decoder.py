@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits
-from env_client.wire.errors import InvalidInput
+from env_client.wire.errors import InvalidInput, shown
 
 __all__ = ["unpack"]
 
@@ -159,7 +159,7 @@ class _Decoder:
                 if not isinstance(key, str | bytes | int):
                     raise InvalidInput(f"a map key of type {type(key).__name__}; strings were expected")
             if key in result:
-                raise InvalidInput(f"the map key {key!r} comes twice")
+                raise InvalidInput(f"the map key {shown(key)} comes twice")
             result[key] = value(inner)
         return self.special(result)
 
@@ -202,7 +202,7 @@ class _Decoder:
             with np.errstate(over="ignore"):
                 return dtype.newbyteorder("=").type(data)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"a scalar of dtype {dtype} holds {data!r:.60}: {error}") from error
+            raise InvalidInput(f"a scalar of dtype {dtype} holds {shown(data)}: {error}") from error
 
     def ndarray(self, fields: dict[str, Any], dtype_key: str, *, with_shape: bool) -> np.ndarray:
         data = fields.get("data")
@@ -257,18 +257,18 @@ def _named_dtype(text: str) -> np.dtype:
 def _shape(value: Any, max_ndim: int) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > max_ndim:
         raise InvalidInput(
-            f"an array's shape is {value!r:.80}; a list of at most {max_ndim} sizes was expected"
+            f"an array's shape is {shown(value, 80)}; a list of at most {max_ndim} sizes was expected"
         )
     for size in value:
         if type(size) is not int or not 0 <= size < 2**40:
-            raise InvalidInput(f"an array's shape is {value!r:.80}; sizes of zero or more were expected")
+            raise InvalidInput(f"an array's shape is {shown(value, 80)}; sizes of zero or more were expected")
     return tuple(value)
 
 
 def _encoded_image(value: dict) -> EncodedImage:
     codec, data = value.get("__image__"), value.get("data")
     if codec not in ("jpeg", "png"):
-        raise InvalidInput(f"an image encoded as {codec!r:.40}; 'jpeg' and 'png' are read")
+        raise InvalidInput(f"an image encoded as {shown(codec, 40)}; 'jpeg' and 'png' are read")
     if not isinstance(data, memoryview):
         raise InvalidInput(
             f"an image's data is of type {type(data).__name__}; bytes (msgpack bin) were expected"

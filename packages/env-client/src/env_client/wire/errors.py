@@ -5,9 +5,11 @@ WireError                    anything below; carries a code that travels in an e
 └── RemoteError              the other side answered with an error
 """
 
+import reprlib
 from enum import StrEnum
+from typing import Any
 
-__all__ = ["ErrorCode", "InvalidInput", "RemoteError", "WireError"]
+__all__ = ["ErrorCode", "InvalidInput", "RemoteError", "WireError", "shown"]
 
 
 class ErrorCode(StrEnum):
@@ -41,3 +43,22 @@ class InvalidInput(WireError):
 
 class RemoteError(WireError):
     """The peer answered with an error; `code` and `message` are the peer's."""
+
+
+class _Shown(reprlib.Repr):
+    """Only so much of a value is looked at: a sentence about 30 MB must not cost a hundred."""
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value if len(value) <= self.maxother else value[: self.maxother])
+
+    def repr_str(self, value: str, level: int) -> str:
+        return repr(value if len(value) <= self.maxother else value[: self.maxother])
+
+
+_REPR = _Shown()
+_REPR.maxother, _REPR.maxlist, _REPR.maxdict, _REPR.maxlevel = 120, 20, 8, 4
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """The beginning of a value's `repr`, for a sentence, whatever the value weighs."""
+    return f"{_REPR.repr(value):.{length}}"

@@ -21,6 +21,7 @@ __all__ = [
     "CONTINUATION",
     "PING",
     "PONG",
+    "SERVICE_RESTART",
     "TEXT",
     "ConnectionClosed",
     "Control",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+# The close code of a server that ends: connect again. What it has not answered it never began.
+SERVICE_RESTART = 1012
 
 # A first read goes here; what is longer continues in memory of its own. A camera's frame costs one copy of this
 # size, a small message one system call.
@@ -168,6 +171,7 @@ class FrameReader:
     __slots__ = (
         "_ahead",
         "_clear",
+        "_count",
         "_ended",
         "_expected",
         "_fill",
@@ -207,6 +211,12 @@ class FrameReader:
         self._kind: int | None = None
         self._message = bytearray()
         self._ended = False
+        self._count = 0
+
+    @property
+    def begun(self) -> int | None:
+        """The number of the message that has begun and is not complete; None between two messages."""
+        return self._count if self._payload is not None or self._fill or self._kind is not None else None
 
     def buffer(self) -> memoryview:
         """Where the next received bytes go; never empty."""
@@ -347,6 +357,7 @@ class FrameReader:
 
     def _deliver(self, payload: memoryview, events: list[Event]) -> None:
         opcode = self._opcode
+        self._count += self._final
         if opcode != CONTINUATION and self._final:
             events.append(_message(opcode, payload))
         elif self._final:

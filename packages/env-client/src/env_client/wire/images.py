@@ -4,7 +4,8 @@ OpenCV is imported inside the functions: a server that only receives raw images 
 """
 
 import struct
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,17 +20,22 @@ __all__ = [
     "check_image",
     "decode_image",
     "encode_image",
+    "encode_images",
     "image_size",
     "resize_image",
 ]
 
 ImageCodec = Literal["raw", "jpeg", "png"]
-Resize = Literal["none", "stretch", "pad", "crop"]
+Resize = Literal["none", "stretch", "pad", "crop", "openpi"]
 
 IMAGE_CODECS: tuple[ImageCodec, ...] = get_args(ImageCodec)
 
 # Larger images are refused before they are decompressed (a few kB of PNG can unpack to gigabytes).
 MAX_IMAGE_PIXELS = 4096 * 4096
+# A progressive JPEG has about ten scans; each one is a pass over all pixels, however few bytes it has.
+MAX_SCANS = 32
+# An animation's parts, whose sizes are not the image's.
+_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 
 def encode_image(image: np.ndarray, codec: ImageCodec, quality: int = 90) -> np.ndarray | EncodedImage:
@@ -52,6 +58,14 @@ def encode_image(image: np.ndarray, codec: ImageCodec, quality: int = 90) -> np.
     return EncodedImage(codec, data.tobytes(), (height, width, 3))
 
 
+def encode_images(images: Mapping[str, Any], codec: ImageCodec, quality: int = 90) -> dict[str, Any]:
+    """The same for each array in a map; what is compressed already stays as it is."""
+    return {
+        name: encode_image(image, codec, quality) if isinstance(image, np.ndarray) else image
+        for name, image in images.items()
+    }
+
+
 def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
     """The (H, W, 3) uint8 RGB array of an image that came over the wire.
 
@@ -71,17 +85,27 @@ def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
     if inside != (height, width):
         found = "no size" if inside is None else f"{inside[0]}x{inside[1]}"
         raise InvalidInput(f"a {image.codec} image declared as {height}x{width} has {found} in its header")
+    if not (_png_is_sound(data) if image.codec == "png" else data.count(b"\xff\xda") <= MAX_SCANS):
+        raise _damaged(image)
     import cv2
 
     # From 4.10 on OpenCV decodes into RGB itself, which saves a pass over the pixels.
     in_rgb = getattr(cv2, "IMREAD_COLOR_RGB", None)
     form = (cv2.IMREAD_COLOR if in_rgb is None else in_rgb) | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), form)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), form)
+    except cv2.error as error:
+        raise _damaged(image) from error
     if decoded is None or decoded.shape != (height, width, 3):
-        raise InvalidInput(
-            f"the {image.codec} data of a {height}x{width} image is damaged ({len(data)} bytes)"
-        )
+        raise _damaged(image)
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if in_rgb is None else decoded
+
+
+def _damaged(image: EncodedImage) -> InvalidInput:
+    height, width = image.shape[:2]
+    return InvalidInput(
+        f"the {image.codec} data of a {height}x{width} image is damaged, or of an unusual kind ({len(image.data)} bytes)"
+    )
 
 
 def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np.ndarray:
@@ -89,6 +113,7 @@ def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np
 
     "none" only checks the size; "stretch" ignores the aspect ratio; "pad" keeps it and fills with black,
     centred; "crop" keeps it and cuts the overhang, centred. Shrinking averages areas, growing interpolates.
+    "openpi" pads as well, but to the pixel as openpi does it: sizes rounded down, Pillow's bilinear filter.
     Robots, dataset makers and training all call this, so that a policy meets the pixels that it learned from.
     """
     check_image(image)
@@ -104,6 +129,8 @@ def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np
         return _scale(image, height, width)
     if mode not in get_args(Resize):
         raise InvalidInput(f"the resize rule {mode!r}; one of {', '.join(get_args(Resize))} was expected")
+    if mode == "openpi":
+        return _openpi_pad(image, height, width)
     fit = min if mode == "pad" else max
     ratio = fit(height / h, width / w)
     inner_h, inner_w = max(1, round(h * ratio)), max(1, round(w * ratio))
@@ -112,7 +139,7 @@ def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np
     if mode == "crop":
         return np.ascontiguousarray(scaled[top : top + height, left : left + width])
     padded = np.zeros((height, width, 3), np.uint8)
-    padded[top : top + inner_h, left : left + inner_w] = scaled
+    padded[top : top + inner_h, left : left + inner_w] = np.asarray(scaled)
     return padded
 
 
@@ -121,6 +148,24 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     shrinks = height * width < image.shape[0] * image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _openpi_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InvalidInput(
+            "the resize rule 'openpi' needs Pillow, which is not installed here: `pip install pillow`, or send images of "
+            f"{height}x{width}"
+        ) from error
+    h, w = image.shape[:2]
+    ratio = max(w / width, h / height)
+    inner_h, inner_w = max(1, int(h / ratio)), max(1, int(w / ratio))
+    scaled = Image.fromarray(image).resize((inner_w, inner_h), Image.Resampling.BILINEAR)
+    top, left = (height - inner_h) // 2, (width - inner_w) // 2
+    padded = np.zeros((height, width, 3), np.uint8)
+    padded[top : top + inner_h, left : left + inner_w] = np.asarray(scaled)
+    return padded
 
 
 def check_image(image: object) -> None:
@@ -148,6 +193,22 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
         return None
     width, height = struct.unpack(">II", data[16:24])
     return height, width
+
+
+def _png_is_sound(data: bytes) -> bool:
+    """Whether the chunks fill the data to the end and hold one still image.
+
+    OpenCV takes memory for the length that a chunk declares, up to gigabytes, before it looks for its bytes.
+    """
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        at += 12 + length
+        if kind in _ANIMATION or at > len(data):
+            return False
+        if kind == b"IEND":
+            return True
+    return False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -4,18 +4,20 @@ A request is read by `read_request`, which never raises anything but `InvalidInp
 bare observation, as openpi's and the SO-101 clients send it; `{"reset": True}` is their reset.
 """
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from env_client.wire.errors import InvalidInput, WireError
+from env_client.wire.errors import InvalidInput, WireError, shown
 
 __all__ = [
     "PROTOCOL",
     "Configure",
     "Infer",
     "InferReply",
+    "Progress",
     "Request",
     "Reset",
     "RtcPrefix",
@@ -32,6 +34,10 @@ PROTOCOL = "grasp-cube/1"
 MAX_HISTORY = 32
 # Actions that a real-time-chunking request may carry.
 MAX_PREFIX = 1000
+# Characters of a text that names something.
+MAX_TEXT = 4096
+# What a configure may say.
+CONFIGURE_FIELDS = ("path", "type", "config_name", "prompt", "device", "name")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Infer:
     episode: int | None = None
     # The client's own clock, echoed and never interpreted.
     capture_time: Any = None
+    # After so many ms in the server's queue the answer is of no use any more; None leaves it to the server.
+    deadline_ms: float | None = None
     # An observation without envelope, answered without one; the session's memory serves it.
     bare: bool = False
 
@@ -75,6 +83,8 @@ class Infer:
             message["rtc"] = {"prev": self.rtc.prev, "delay": self.rtc.delay, "mask_end": self.rtc.mask_end}
         if self.capture_time is not None:
             message["capture_time"] = self.capture_time
+        if self.deadline_ms is not None:
+            message["deadline_ms"] = self.deadline_ms
         return message
 
 
@@ -103,10 +113,55 @@ class Status:
 
 @dataclass(frozen=True)
 class Configure:
-    """Load this checkpoint, if the operator allows it."""
+    """Load this policy and serve this connection by it, if the operator allows it.
 
-    options: dict[str, Any] = field(default_factory=dict)
+    Answered by any number of `Progress`, then by {op: "configure", seq, policy, metadata} or an error.
+    """
+
+    # Folder of the checkpoint on the server: absolute, or below the server's root.
+    path: str | None = None
+    # Policy family, where the checkpoint does not say it.
+    type: str | None = None
+    # A training configuration's name, for checkpoints that need one.
+    config_name: str | None = None
+    # Used by requests that name no prompt.
+    prompt: str | None = None
+    # cpu, cuda, cuda:N or mps; None leaves it to the server.
+    device: str | None = None
+    # Under which name the policy is served; without a path, the name of a policy that the server has.
+    name: str | None = None
     seq: int | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        given = {key: value for key in CONFIGURE_FIELDS if (value := getattr(self, key)) is not None}
+        return {"op": "configure", "seq": self.seq} | given
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a load is that `Configure` asked for."""
+
+    # queued | checking | loading | warming_up | ready
+    stage: str
+    # A sentence for people.
+    text: str
+    # 0..1, where it is known.
+    fraction: float | None = None
+    seq: int | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        message = {"op": "progress", "seq": self.seq, "stage": self.stage, "text": self.text}
+        return message if self.fraction is None else message | {"fraction": self.fraction}
+
+    @classmethod
+    def from_wire(cls, message: dict[str, Any]) -> "Progress":
+        fraction = message.get("fraction")
+        return cls(
+            str(message.get("stage")),
+            str(message.get("text")),
+            float(fraction) if isinstance(fraction, int | float) else None,
+            message.get("seq"),
+        )
 
 
 Request = Infer | Reset | SetPrompt | Status | Configure
@@ -172,9 +227,8 @@ def read_request(message: Any) -> Request:
         case "status":
             return Status(seq=seq)
         case "configure":
-            options = {key: value for key, value in message.items() if key not in ("op", "seq")}
-            return Configure(options, seq=seq)
-    raise InvalidInput(f"the op {op!r:.60}; one of infer, reset, set_prompt, status, configure was expected")
+            return _read_configure(message, seq)
+    raise InvalidInput(f"the op {shown(op)}; one of infer, reset, set_prompt, status, configure was expected")
 
 
 def _read_infer(message: dict, seq: int | None) -> Infer:
@@ -191,7 +245,22 @@ def _read_infer(message: dict, seq: int | None) -> Infer:
         seq=seq,
         episode=_integer(message, "episode"),
         capture_time=_echo(message.get("capture_time")),
+        deadline_ms=_duration(message, "deadline_ms"),
     )
+
+
+def _read_configure(message: dict, seq: int | None) -> Configure:
+    unknown = sorted(str(key) for key in message if key not in (*CONFIGURE_FIELDS, "op", "seq"))
+    if unknown:
+        raise InvalidInput(
+            f"configure came with {', '.join(unknown)[:200]}; {', '.join(CONFIGURE_FIELDS)} were expected"
+        )
+    texts = {key: _string(message, key) for key in CONFIGURE_FIELDS}
+    for key, text in texts.items():
+        if text is not None and (len(text) > MAX_TEXT or "\0" in text):
+            raise InvalidInput(f"{key} is {len(text)} characters; a text of at most {MAX_TEXT} was expected")
+    # An empty text is how some clients leave a field out.
+    return Configure(**{key: text or None for key, text in texts.items()}, seq=seq)
 
 
 def _read_rtc(value: Any) -> RtcPrefix | None:
@@ -240,6 +309,15 @@ def _string(message: dict, key: str) -> str | None:
     raise InvalidInput(f"{key} is {_kind(value)}; a string was expected")
 
 
+def _duration(message: dict, key: str) -> float | None:
+    value = message.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < value < 1e9:
+        return float(value)
+    raise InvalidInput(f"{key} is {_kind(value)}; a number of milliseconds above 0 was expected")
+
+
 def _echo(value: Any) -> Any:
     """What is echoed must be small, or a request could double its weight."""
     if (
@@ -255,5 +333,5 @@ def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {list(value.shape)} and dtype {value.dtype}"
     if isinstance(value, dict):
-        return f"a map with the keys {sorted(map(str, value))!r:.80}"
-    return f"{value!r:.60} ({type(value).__name__})"
+        return f"a map with the keys {shown(sorted(map(str, itertools.islice(value, 20))), 80)}"
+    return f"{shown(value)} ({type(value).__name__})"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from env_client.wire.errors import InvalidInput
+from env_client.wire.errors import InvalidInput, shown
 from env_client.wire.images import Resize
 
 __all__ = ["CameraSpec", "PolicySpec", "StateSpec"]
@@ -18,7 +18,7 @@ class CameraSpec:
     # The size in pixels that the policy was trained on.
     height: int
     width: int
-    # How another size is brought to it: none | stretch | pad | crop.
+    # How another size is brought to it: none | stretch | pad | crop | openpi.
     resize: Resize = "none"
 
 
@@ -89,6 +89,6 @@ class PolicySpec:
             return cls(**known)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidInput(
-                f"the server's metadata describes its policy as {plain!r:.120}; a map with type, action_dim and "
+                f"the server's metadata describes its policy as {shown(plain, 120)}; a map with type, action_dim and "
                 f"horizon was expected ({type(error).__name__}: {error})"
             ) from error
