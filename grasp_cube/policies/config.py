@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["DTYPES", "NOISE_SCHEDULERS", "OPTIMIZE", "PolicyConfig"]
+__all__ = ["DTYPES", "NOISE_SCHEDULERS", "OPTIMIZE", "RTC_MODES", "PolicyConfig"]
 
 NOISE_SCHEDULERS = ("DDPM", "DDIM")
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZE = ("auto", "none")
+RTC_MODES = ("guided", "prefix")
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,21 @@ class PolicyConfig:
     task: str | None = None
     # Policy family; default: the type in the checkpoint's config.json.
     type: str | None = None
+    # Name of the training configuration, for checkpoints that need one (openpi's, such as pi05_droid).
+    config_name: str | None = None
+    # Folder under an openpi checkpoint's assets/ whose normalisation stats are used; default: the config's, or the only one.
+    asset_id: str | None = None
     # Name under which clients see this policy; default: the folder's name.
     name: str | None = None
     # cpu, cuda, cuda:N or mps; default: cuda where there is one, else mps, else cpu.
     device: str | None = None
-    # Arithmetic of the weights: float32, bfloat16 or float16; default: float32 for ACT and Diffusion.
+    # Arithmetic of the weights: float32, bfloat16 or float16 (not Pi); default: the checkpoint's, float32 for ACT and Diffusion.
     dtype: str | None = None
     # An embodiment in configs/embodiments (so101, bi_so101, or a yaml file); default: the checkpoint's, the task's, or by state size.
     embodiment: str | None = None
     # Unit of states and actions (normalized, degrees, rad); default: the embodiment's.
     unit: str | None = None
-    # How a camera image of another size is fitted: none, stretch, pad or crop; default: the embodiment's rule.
+    # How a camera image of another size is fitted: none, stretch, pad, crop or openpi; default: the embodiment's rule.
     resize: str | None = None
     # Prompt that is used when a request names none; default: the task's.
     prompt: str | None = None
@@ -41,7 +46,9 @@ class PolicyConfig:
     noise_scheduler: str | None = None
     # Seed of each request's noise, so that equal requests get equal answers; default: fresh noise for each.
     noise_seed: int | None = None
-    # Speed-ups: auto keeps answers within 1e-4 of a joint's range, none is LeRobot's own arithmetic.
+    # Speed-ups: auto keeps answers within the tolerance in docs/speed.md, none is LeRobot's own arithmetic.
     optimize: str = "auto"
-    # Folder of the tokenizer, for policies that read a prompt; default: the one inside the checkpoint.
+    # Folder of the tokenizer, for a checkpoint of a policy that reads a prompt and has none of its own (FOLDER/tokenizer).
     tokenizer_path: str | None = None
+    # How Pi0 and Pi0.5 continue their last chunk (real-time chunking): guided pulls softly, as LeRobot does; prefix holds the actions on their way exactly.
+    rtc: str | None = None

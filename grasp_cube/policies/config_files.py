@@ -3,29 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from env_client.config_folders import config_folders
+from env_client.text_files import load_json, load_yaml
+from env_client.wire import shown
 
 from grasp_cube.policies.policy import PolicyError
 
-__all__ = ["Fields", "find_config", "read_yaml"]
-
-_PACKAGE = Path(__file__).resolve().parents[1]
+__all__ = ["Fields", "find_config", "read_json", "read_yaml"]
 
 
 def find_config(kind: str, name: str) -> Path:
     """The yaml file of a task or embodiment (`kind` is the folder's name: tasks, embodiments).
 
-    `name` is looked for as a file as given, then as ./configs/<kind>/<name>.yaml, then in the package's data (a
-    wheel carries them), then in the checkout that the package lies in. Raises `PolicyError` with the names that exist.
+    `name` is looked for as a file as given, then as ./configs/<kind>/<name>.yaml, then in the data of the installed
+    package. Raises `PolicyError` with the names that exist.
     """
     given = Path(name).expanduser()
     if given.suffix in (".yaml", ".yml"):
         if given.is_file():
             return given.absolute()
         raise PolicyError(f"there is no {kind} file at {given.absolute()}")
-    folders = [
-        root / kind for root in (Path.cwd() / "configs", _PACKAGE / "configs", _PACKAGE.parent / "configs")
-    ]
+    folders = [root / kind for root in config_folders()]
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -38,13 +36,22 @@ def find_config(kind: str, name: str) -> Path:
 def read_yaml(file: Path) -> "Fields":
     """The map in a yaml file. Raises `PolicyError`."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise PolicyError(f"{file} is not readable YAML: {reason}") from error
+        values = load_yaml(file)
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{file} is not readable YAML: {error}") from error
     if not isinstance(values, dict):
         raise PolicyError(f"{file} holds {type(values).__name__}; a map of settings was expected")
     return Fields(file, values)
+
+
+def read_json(file: Path) -> Any:
+    """The value in a JSON file. Raises `PolicyError`, and `FileNotFoundError` where there is none."""
+    try:
+        return load_json(file)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{file} is not readable JSON ({error}): copy the checkpoint again") from error
 
 
 class Fields:
@@ -61,17 +68,24 @@ class Fields:
             return default
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
-            raise PolicyError(f"{key} in {self.file} is {value!r:.60}; {' or '.join(names)} was expected")
+            raise PolicyError(f"{key} in {self.file} is {shown(value)}; {' or '.join(names)} was expected")
         return value
 
     def strings(self, key: str) -> tuple[str, ...] | None:
         """A list of strings; None when absent. Raises `PolicyError`."""
         value = self.take(key, list)
         if value is not None and not all(isinstance(item, str) for item in value):
-            raise PolicyError(f"{key} in {self.file} is {value!r:.60}; a list of names was expected")
+            raise PolicyError(f"{key} in {self.file} is {shown(value)}; a list of names was expected")
         return None if value is None else tuple(value)
+
+    def rest(self) -> dict[str, Any]:
+        """Everything that was not taken, for a file whose keys are names of the user's."""
+        rest, self._values = self._values, {}
+        return rest
 
     def end(self) -> None:
         """Raises `PolicyError` when a setting was not taken."""
         if self._values:
-            raise PolicyError(f"{self.file} has the unknown settings {', '.join(map(str, self._values))}")
+            raise PolicyError(
+                f"{self.file} has the unknown settings {', '.join(map(str, self._values)):.300}"
+            )

@@ -1,10 +1,18 @@
 """The device that a policy runs on, chosen when it is loaded. Imports torch inside its functions."""
 
+import math
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from grasp_cube.policies.policy import PolicyError
 
-__all__ = ["choose_device", "describe_device"]
+__all__ = ["choose_device", "describe_device", "device_memory", "free_device_cache", "is_out_of_memory"]
+
+# How libraries that have no type for it say that memory ran out: torch on the CPU and on Apple's GPUs, cuBLAS and
+# cuDNN, JAX.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "RESOURCE_EXHAUSTED")
 
 
 def choose_device(wanted: str | None) -> Any:
@@ -48,3 +56,30 @@ def describe_device(device: Any) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def device_memory() -> float:
+    """Bytes that this process takes on its GPUs; of the machine's memory where it uses none. NaN: not known."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        return float(sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count())))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return math.nan
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an inference failed because it did not fit into memory, the device's or the machine's."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def free_device_cache() -> None:
+    """Give back what torch keeps of a GPU's memory for later, so that a smaller attempt finds room in one piece."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -2,28 +2,65 @@
 
 A checkpoint says shapes, but neither its unit, nor its control rate, nor where its state comes from. That is told by
 configs/embodiments/<name>.yaml and, for one checkpoint, by an `embodiment.yaml` beside its config.json: the same
-settings, each optional, and `base` (the embodiment that they change) and `prompt`.
+settings, each optional. `base` names the embodiment that they change. docs/embodiments.md explains each of them.
+Error policy: `PolicyError` that names the file and the setting.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from env_client.wire import CameraSpec, StateSpec
+from env_client.wire import CameraSpec, StateSpec, shown
 from env_client.wire.images import Resize
 
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.config_files import Fields, find_config, read_yaml
+from grasp_cube.policies.conversions import NO_CONVERSIONS, Conversions, read_conversion
 from grasp_cube.policies.policy import PolicyError
 from grasp_cube.policies.task import Task
 
-__all__ = ["RESIZES", "Embodiment", "choose_embodiment", "load_embodiment"]
+__all__ = [
+    "IMAGE_FORMS",
+    "OWN_FILE",
+    "RESIZES",
+    "SLOTS",
+    "Camera",
+    "Embodiment",
+    "choose_embodiment",
+    "delta_mask",
+    "load_embodiment",
+    "read_delta",
+]
 
 RESIZES: tuple[str, ...] = get_args(Resize)
 IMAGE_PREFIX = "observation.images."
 OWN_FILE = "embodiment.yaml"
+# As `base` of a checkpoint's own file: it says everything itself.
+NO_BASE = "none"
 # What a checkpoint without any word about its robot is taken for, by the number of its state and action values.
 BY_SIZE = {6: "so101", 12: "bi_so101"}
+# What a client may send besides (H, W, 3) uint8: (3, H, W), and floats from 0 to 1.
+IMAGE_FORMS = ("channels_first", "float")
+# The three images of Pi0 and Pi0.5 as openpi trains them, in the order in which the model takes them.
+SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a robot, and where its image goes."""
+
+    # The name under `images` in an observation.
+    name: str
+    # The checkpoint's feature that it fills.
+    feature: str
+    # Its own rule; None: the embodiment's.
+    resize: Resize | None = None
+    # The image of an openpi checkpoint that it fills, one of `SLOTS`.
+    slot: str | None = None
+    # Where else a client may put it: a flat key, or a path through nested maps.
+    keys: tuple[str, ...] = ()
+    # Whether an observation without it is answered all the same (Pi0 and Pi0.5 then leave the image out).
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,9 +76,19 @@ class Embodiment:
     action_names: tuple[str, ...] = ()
     # The parts that make up the feature observation.state, in order; empty: one part named state.
     states: tuple[StateSpec, ...] = ()
-    # (camera on the wire, feature, its own resize rule or None)
-    cameras: tuple[tuple[str, str, Resize | None], ...] = ()
+    # Where else a client may put a part of the state: (part, keys)
+    state_keys: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cameras: tuple[Camera, ...] = ()
     resize: Resize = "none"
+    # What is read besides (H, W, 3) uint8, of `IMAGE_FORMS`.
+    image_forms: tuple[str, ...] = ()
+    # Between the robot's convention of a value and the checkpoint's.
+    convert: Conversions = NO_CONVERSIONS
+    # Which values of an action an openpi checkpoint gives relative to the state, as runs: (6, -1) is six that are and
+    # one that is not. None: not said.
+    delta: tuple[int, ...] | None = None
+    # Whether underscores and line breaks in a prompt become spaces, as openpi does it.
+    clean_prompt: bool = False
     # Used when a request names none.
     prompt: str | None = None
 
@@ -71,13 +118,17 @@ class Embodiment:
             )
         return self.action_names
 
+    def prompt_text(self, prompt: str) -> str:
+        """A prompt as the checkpoint's tokenizer takes it."""
+        return prompt.strip().replace("_", " ").replace("\n", " ") if self.clean_prompt else prompt
+
     def camera_specs(self, features: dict[str, tuple[int, int]]) -> dict[str, CameraSpec]:
         """{feature: camera} for a checkpoint's image features {feature: (height, width)}, in their order.
 
         The checkpoint decides which cameras there are; a feature that no camera of the embodiment claims is filled by
         the camera of the feature's own name. Raises `PolicyError` when one camera would fill two features.
         """
-        claimed = {feature: (name, rule) for name, feature, rule in self.cameras}
+        claimed = {camera.feature: (camera.name, camera.resize) for camera in self.cameras}
         specs: dict[str, CameraSpec] = {}
         for feature, (height, width) in features.items():
             own = feature.removeprefix(IMAGE_PREFIX)
@@ -94,10 +145,34 @@ class Embodiment:
         return specs
 
 
-def load_embodiment(name: str) -> Embodiment:
+def load_embodiment(name: str, *, _above: tuple[Path, ...] = ()) -> Embodiment:
     """The embodiment of that name, or in that yaml file. Raises `PolicyError`."""
     file = find_config("embodiments", name)
-    return _read(read_yaml(file), Embodiment(name=file.stem))
+    if file in _above:
+        raise PolicyError(f"{file} is its own base, by way of {_above[-1]}: another embodiment was expected")
+    fields = read_yaml(file)
+    base = fields.take("base", str)
+    start = load_embodiment(base, _above=(*_above, file)) if base else Embodiment(name=file.stem)
+    return _read(fields, replace(start, name=file.stem))
+
+
+def delta_mask(runs: tuple[int, ...], action_dim: int) -> tuple[bool, ...]:
+    """Runs such as (6, -1) as one truth for each value of an action; what they leave out is not relative."""
+    mask = [run > 0 for run in runs for _ in range(abs(run))]
+    return tuple(mask[:action_dim] + [False] * (action_dim - len(mask)))
+
+
+def read_delta(
+    value: list | None, file: Path, default: tuple[int, ...] | None = None
+) -> tuple[int, ...] | None:
+    """Runs such as [6, -1] from a file; absent ones are `default`. Raises `PolicyError`."""
+    if value is None:
+        return default
+    if not all(type(run) is int and run != 0 for run in value):
+        raise PolicyError(
+            f"delta in {file} is {shown(value)}; runs such as [6, -1] (six relative values, one absolute) or [] were expected"
+        )
+    return tuple(value)
 
 
 def choose_embodiment(
@@ -115,7 +190,8 @@ def choose_embodiment(
         base = fields.take("base", str) or (
             task.embodiment if task else BY_SIZE.get(state_size or action_dim)
         )
-        embodiment = _read(fields, load_embodiment(base) if base else Embodiment(name=folder.name))
+        start = load_embodiment(base) if base not in (None, NO_BASE) else Embodiment(name=folder.name)
+        embodiment = _read(fields, start)
         own_prompt = embodiment.prompt
         if config.embodiment:
             embodiment = load_embodiment(config.embodiment)
@@ -133,7 +209,7 @@ def choose_embodiment(
         embodiment = replace(embodiment, unit=config.unit)
     if config.resize:
         rule = _rule(config.resize, "--policy.resize")
-        cameras = tuple((name, feature, None) for name, feature, _ in embodiment.cameras)
+        cameras = tuple(replace(camera, resize=None) for camera in embodiment.cameras)
         embodiment = replace(embodiment, resize=rule, cameras=cameras)
     return embodiment
 
@@ -143,44 +219,95 @@ def _read(fields: Fields, base: Embodiment) -> Embodiment:
     fps = fields.take("fps", (int, float), base.fps)
     if fps is not None and fps <= 0:
         raise PolicyError(f"fps in {fields.file} is {fps}; a rate in Hz was expected")
-    states = fields.take("states", list)
+    states, state_keys = base.states, base.state_keys
+    entries = fields.take("states", list)
+    if entries is not None:
+        parts = [_state(entry, fields.file) for entry in entries]
+        states = tuple(part for part, _ in parts)
+        state_keys = tuple((part.name, keys) for part, keys in parts if keys)
+    convert = fields.take("convert", list)
+    forms = fields.strings("image_forms")
+    for form in forms or ():
+        if form not in IMAGE_FORMS:
+            raise PolicyError(
+                f"image_forms in {fields.file} names {form!r}; {', '.join(IMAGE_FORMS)} were expected"
+            )
     embodiment = replace(
         base,
         name=fields.take("name", str, base.name),
         unit=fields.take("unit", str, base.unit),
         fps=None if fps is None else float(fps),
         action_names=fields.strings("action_names") or base.action_names,
-        states=base.states if states is None else tuple(_state(item, fields.file) for item in states),
+        states=states,
+        state_keys=state_keys,
         resize=_rule(fields.take("resize", str, base.resize), f"resize in {fields.file}"),
+        image_forms=base.image_forms if forms is None else forms,
+        convert=base.convert
+        if convert is None
+        else Conversions([read_conversion(entry, fields.file) for entry in convert]),
+        delta=read_delta(fields.take("delta", list), fields.file, base.delta),
+        clean_prompt=fields.take("clean_prompt", bool, base.clean_prompt),
         prompt=fields.take("prompt", str, base.prompt),
     )
-    cameras = {name: (name, feature, rule) for name, feature, rule in base.cameras}
+    cameras = {camera.name: camera for camera in base.cameras}
     for name, value in fields.take("cameras", dict, {}).items():
-        cameras[str(name)] = _camera(str(name), value, fields.file)
+        if value is False:
+            cameras.pop(str(name), None)
+        else:
+            cameras[str(name)] = _camera(str(name), value, fields.file)
     fields.end()
+    slots = [camera.slot for camera in cameras.values() if camera.slot]
+    if len(slots) != len(set(slots)):
+        raise PolicyError(
+            f"two cameras in {fields.file} have the same slot ({', '.join(slots)}): one each was expected"
+        )
     return replace(embodiment, cameras=tuple(cameras.values()))
 
 
-def _state(value: object, file: Path) -> StateSpec:
-    if isinstance(value, dict) and set(value) == {"name", "size"} and isinstance(value["name"], str):
-        size = value["size"]
-        if type(size) is int and size > 0:
-            return StateSpec(value["name"], size)
-    raise PolicyError(f"a state in {file} is {value!r:.60}; {{name: arm, size: 6}} was expected")
+def _state(value: object, file: Path) -> tuple[StateSpec, tuple[str, ...]]:
+    if isinstance(value, dict) and {"name", "size"} <= set(value) <= {"name", "size", "keys"}:
+        name, size, keys = value["name"], value["size"], value.get("keys")
+        if isinstance(name, str) and type(size) is int and size > 0:
+            return StateSpec(name, size), _keys(keys, f"the state {name}", file)
+    raise PolicyError(f"a state in {file} is {shown(value)}; {{name: arm, size: 6}} was expected")
 
 
-def _camera(name: str, value: object, file: Path) -> tuple[str, str, Resize | None]:
+def _camera(name: str, value: object, file: Path) -> Camera:
     if value is None:
         value = {}
     if isinstance(value, str):
         value = {"feature": value}
-    if not isinstance(value, dict) or not set(value) <= {"feature", "resize"}:
+    if not isinstance(value, dict) or not set(value) <= {"feature", "resize", "slot", "keys", "optional"}:
         raise PolicyError(
-            f"the camera {name} in {file} is {value!r:.60}; {{feature: observation.images.{name}, resize: none}} was expected"
+            f"the camera {name} in {file} is {shown(value)}; {{feature: observation.images.{name}, resize: none}} was expected"
         )
-    rule = value.get("resize")
-    feature = str(value.get("feature", IMAGE_PREFIX + name))
-    return name, feature, None if rule is None else _rule(rule, f"resize of the camera {name} in {file}")
+    rule, slot, optional = value.get("resize"), value.get("slot"), value.get("optional", False)
+    if slot is not None and slot not in SLOTS:
+        raise PolicyError(
+            f"slot of the camera {name} in {file} is {shown(slot, 40)}; one of {', '.join(SLOTS)} was expected"
+        )
+    if not isinstance(optional, bool):
+        raise PolicyError(
+            f"optional of the camera {name} in {file} is {shown(optional, 40)}; true or false was expected"
+        )
+    return Camera(
+        name,
+        str(value.get("feature", IMAGE_PREFIX + name)),
+        None if rule is None else _rule(rule, f"resize of the camera {name} in {file}"),
+        slot,
+        _keys(value.get("keys"), f"the camera {name}", file),
+        optional,
+    )
+
+
+def _keys(value: Any, where: str, file: Path) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(key, str) and key for key in value):
+        raise PolicyError(
+            f"keys of {where} in {file} are {shown(value)}; a list such as [observation/image] was expected"
+        )
+    return tuple(value)
 
 
 def _rule(value: object, where: str) -> Resize:

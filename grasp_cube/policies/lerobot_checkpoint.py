@@ -15,18 +15,20 @@ from env_client.wire import PolicySpec
 
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.devices import choose_device, describe_device
-from grasp_cube.policies.embodiment import choose_embodiment
+from grasp_cube.policies.embodiment import Embodiment, choose_embodiment
 from grasp_cube.policies.lerobot_files import (
     POSTPROCESSOR,
     PREPROCESSOR,
     WEIGHTS,
     CheckpointFiles,
+    count_differences,
     read_checkpoint,
 )
+from grasp_cube.policies.lerobot_imports import load_processors, model_class
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import load_task
 
-__all__ = ["load", "load_model"]
+__all__ = ["Description", "describe", "load", "load_model", "processor_overrides", "stay_offline"]
 
 
 @dataclass(frozen=True)
@@ -40,35 +42,35 @@ class LoadedModel:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Description:
+    """What the files, the flags, the task and the embodiment say of a checkpoint, before its weights are read."""
+
+    spec: PolicySpec
+    embodiment: Embodiment
+    # {image feature: camera on the wire}
+    features: dict[str, str]
+    metadata: dict[str, Any]
+
+
 def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
     """`config.path` and `config.type` are set. Raises `PolicyError`."""
-    folder = Path(config.path or ".")
     kind = config.type or ""
-    files = read_checkpoint(folder)
-    task = load_task(config.task) if config.task else None
-    if task is not None:
-        task.check(files.action_dim, folder)
-    embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
+    files = read_checkpoint(Path(config.path or "."))
+    if config.rtc is not None:
+        raise PolicyError(
+            f"--policy.rtc {config.rtc}: the {kind} policy in {files.folder} cannot continue its last chunk, because "
+            "real-time chunking guides a flow (pi0, pi05); leave it out, and blend or ensemble the chunks on the robot"
+        )
     values = _overridden(files, kind, config)
-    cameras = embodiment.camera_specs(files.images)
-    spec = PolicySpec(
+    described = describe(
+        files,
+        config,
+        report,
         type=kind,
-        action_dim=files.action_dim,
         horizon=_horizon(values, kind, config),
-        action_names=embodiment.names(files.action_dim),
-        unit=embodiment.unit,
-        cameras=tuple(cameras.values()),
-        states=embodiment.state_parts(files.state_size),
         n_obs_steps=int(values.get("n_obs_steps", 2 if kind == "diffusion" else 1)),
-        fps=embodiment.fps,
-        default_prompt=embodiment.prompt,
     )
-    views = ", ".join(f"{c.name} {c.height}x{c.width}" for c in spec.cameras) or "none"
-    report(f"checkpoint {folder}: {kind}, cameras {views}, chunks of {spec.horizon} x {spec.action_dim}")
-    if task is not None:
-        report(f"task {task.name}: {task.prompt!r}")
-    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
-
     loaded = load_model(files, kind, values, config.device)
     report(
         f"weights: {loaded.parameters / 1e6:.1f} million parameters, strictly loaded, with normalisation stats"
@@ -86,26 +88,65 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
         report(f"noise: {scheduler}, {steps} steps{hint}")
 
     from grasp_cube.policies.lerobot_policy import LeRobotDiffusionPolicy, LeRobotPolicy
+    from grasp_cube.policies.speed import accelerate
 
+    fast = None
+    if config.optimize == "auto":
+        sizes = list(files.images.values())
+        fast = accelerate(kind, loaded.model, loaded.device, config.dtype, sizes, report)
+    family = LeRobotDiffusionPolicy if kind == "diffusion" else LeRobotPolicy
+    return family(
+        described.spec,
+        described.metadata,
+        loaded.model,
+        loaded.preprocessor,
+        loaded.postprocessor,
+        loaded.device,
+        features=described.features,
+        embodiment=described.embodiment,
+        dtype=config.dtype,
+        noise_seed=config.noise_seed,
+        fast=fast,
+    )
+
+
+def describe(
+    files: CheckpointFiles, config: PolicyConfig, report: Callable[[str], None], **fields: Any
+) -> Description:
+    """Bring the checkpoint, its task and its embodiment together, and report them.
+
+    `fields` are those of `PolicySpec` that the family decides. Raises `PolicyError` when they do not fit each other.
+    """
+    folder = files.folder
+    task = load_task(config.task) if config.task else None
+    if task is not None:
+        task.check(files.action_dim, folder)
+    embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
+    embodiment.convert.check(files.state_size, files.action_dim, f"the embodiment {embodiment.name}")
+    cameras = embodiment.camera_specs(files.images)
+    spec = PolicySpec(
+        action_dim=files.action_dim,
+        action_names=embodiment.names(files.action_dim),
+        unit=embodiment.unit,
+        cameras=tuple(cameras.values()),
+        states=embodiment.state_parts(files.state_size),
+        fps=embodiment.fps,
+        default_prompt=embodiment.prompt,
+        **fields,
+    )
+    views = ", ".join(f"{c.name} {c.height}x{c.width}" for c in spec.cameras) or "none"
+    report(f"checkpoint {folder}: {spec.type}, cameras {views}, chunks of {spec.horizon} x {spec.action_dim}")
+    if task is not None:
+        report(f"task {task.name}: {task.prompt!r}")
+    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
     metadata = {
         "name": config.name or folder.name,
         "checkpoint": folder.name,
         "embodiment": embodiment.name,
         "task": task.name if task is not None else None,
     }
-    family = LeRobotDiffusionPolicy if kind == "diffusion" else LeRobotPolicy
-    return family(
-        spec,
-        metadata,
-        loaded.model,
-        loaded.preprocessor,
-        loaded.postprocessor,
-        loaded.device,
-        features={feature: camera.name for feature, camera in cameras.items()},
-        dtype=config.dtype,
-        noise_seed=config.noise_seed,
-        optimize=config.optimize == "auto",
-    )
+    features = {feature: camera.name for feature, camera in cameras.items()}
+    return Description(spec, embodiment, features, metadata)
 
 
 def load_model(
@@ -116,16 +157,15 @@ def load_model(
     Raises `PolicyError`.
     """
     chosen = choose_device(device)
-    _stay_offline()
+    stay_offline()
     import draccus
     from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     values = {key: value for key, value in values.items() if key != "type"} | {"device": str(chosen)}
     try:
-        model_class = get_policy_class(kind)
+        family = model_class(kind)
         config = draccus.decode(PreTrainedConfig.get_choice_class(kind), values)
-        model = model_class(config)
+        model = family(config)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise PolicyError(
@@ -135,19 +175,12 @@ def load_model(
     _fill(model, files.folder / WEIGHTS)
     model.eval().requires_grad_(False).to(chosen)
     model.reset()
-    pre_overrides, post_overrides = _processor_overrides(files, str(chosen))
-    pre, post = make_pre_post_processors(
-        config,
-        pretrained_path=str(files.folder),
-        preprocessor_overrides=pre_overrides,
-        postprocessor_overrides=post_overrides,
-        preprocessor_config_filename=PREPROCESSOR,
-        postprocessor_config_filename=POSTPROCESSOR,
-    )
+    overrides = processor_overrides(files, str(chosen))
+    pre, post = load_processors(config, str(files.folder), (PREPROCESSOR, POSTPROCESSOR), overrides)
     return LoadedModel(model, pre, post, chosen, sum(p.numel() for p in model.parameters()))
 
 
-def _processor_overrides(files: CheckpointFiles, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def processor_overrides(files: CheckpointFiles, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The saved processors name the device of the training and the names of the recording; we give our own."""
     pre: dict[str, Any] = {
         "device_processor": {"device": device},
@@ -222,13 +255,8 @@ def _fill(model: Any, file: Path) -> None:
     ]
     extra = [name for name in tensors if name not in expected]
     if missing or extra:
-        parts = [
-            f"{len(names)} {word} ({names[0]})"
-            for names, word in ((missing, "missing"), (extra, "extra"))
-            if names
-        ]
         raise PolicyError(
-            f"the tensors in {file} are not those of the policy in its config.json: {', '.join(parts)}; copy both files "
+            f"the tensors in {file} are not those of the policy in its config.json: {count_differences(missing, extra)}; copy both files "
             "from the same checkpoint"
         )
     for name, value in tensors.items():
@@ -248,7 +276,7 @@ def _fill(model: Any, file: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def _stay_offline() -> None:
+def stay_offline() -> None:
     """A server loads what lies on its disk: a missing file is an error, never a download."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from huggingface_hub import constants

@@ -5,24 +5,29 @@ a missing tensor stays random. Whatever can be seen in the files is refused here
 Error policy: `PolicyError`, one sentence that names the file.
 """
 
-import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from env_client.wire import shown
+from env_client.wire.images import MAX_IMAGE_PIXELS
 from safetensors import SafetensorError, safe_open
 
+from grasp_cube.policies.config_files import read_json
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = [
     "ACTION",
     "POSTPROCESSOR",
     "PREPROCESSOR",
+    "PROMPT_STEPS",
     "STATE",
     "WEIGHTS",
     "CheckpointFiles",
+    "count_differences",
     "read_checkpoint",
 ]
 
@@ -40,6 +45,29 @@ _STATS = {
     "QUANTILES": ("q01", "q99"),
     "QUANTILE10": ("q10", "q90"),
 }
+# The steps of the processors that LeRobot saves with these policies. Its registry has many more, and some of those run
+# code that they find in a folder which their settings name.
+_STEPS = frozenset(
+    {
+        "absolute_actions_processor",
+        "device_processor",
+        "normalizer_processor",
+        "relative_actions_processor",
+        "rename_observations_processor",
+        "to_batch_processor",
+        "unnormalizer_processor",
+    }
+)
+# Those of policies that read a prompt; whoever lets them in gives the tokenizer.
+PROMPT_STEPS = frozenset(
+    {
+        "pi05_prepare_state_tokenizer_processor_step",
+        "pi0_new_line_processor",
+        "tokenizer_processor",
+    }
+)
+# Values in a state or an action, far more than a robot has.
+MAX_VALUES = 100_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _OLD_PREFIXES = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 
@@ -61,8 +89,9 @@ class CheckpointFiles:
     postprocessor_steps: tuple[str, ...]
 
 
-def read_checkpoint(folder: Path) -> CheckpointFiles:
-    """Read and check everything but the weights' values. Raises `PolicyError`."""
+def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> CheckpointFiles:
+    """Read and check everything but the weights' values. `more_steps`: names of steps that the processors of this family
+    may have besides the common ones. Raises `PolicyError`."""
     config = _read_json(folder / CONFIG)
     images, state_size = _inputs(config, folder)
     action_dim = _action_dim(config, folder)
@@ -72,24 +101,22 @@ def read_checkpoint(folder: Path) -> CheckpointFiles:
         features[STATE] = ("STATE", state_size)
     steps = []
     for name, needed in ((PREPROCESSOR, features), (POSTPROCESSOR, {ACTION: ("ACTION", action_dim)})):
-        entries = _processor_steps(folder / name)
+        entries = _processor_steps(folder / name, _STEPS | more_steps)
         kind = "normalizer_processor" if name == PREPROCESSOR else "unnormalizer_processor"
         found = [entry for entry in entries if entry.get("registry_name") == kind]
-        _check_stats(folder / name, found, needed, config.get("normalization_mapping") or {})
-        steps.append(tuple(str(entry.get("registry_name") or entry.get("class")) for entry in entries))
+        _check_stats(folder / name, found, needed, _map(config.get("normalization_mapping")))
+        steps.append(tuple(entry["registry_name"] for entry in entries))
     return CheckpointFiles(folder, config, images, state_size, action_dim, steps[0], steps[1])
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except FileNotFoundError:
         raise PolicyError(
             f"{file.parent} holds no {file.name}: copy the whole checkpoint folder; one that an older LeRobot saved "
             "is first converted with `python -m lerobot.processor.migrate_policy_normalization`"
         ) from None
-    except (OSError, ValueError) as error:
-        raise PolicyError(f"{file} is not readable JSON ({error}): copy the checkpoint again") from error
     if not isinstance(values, dict):
         raise PolicyError(f"{file} holds {type(values).__name__}; a map was expected")
     return values
@@ -97,9 +124,24 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _feature(value: Any, name: str, file: Path) -> tuple[str, tuple[int, ...]]:
     shape = value.get("shape") if isinstance(value, dict) else None
-    if not isinstance(shape, list | tuple) or not shape or not all(type(n) is int and n > 0 for n in shape):
-        raise PolicyError(f"the feature {name} in {file} is {value!r:.80}; a type and a shape were expected")
+    if (
+        not isinstance(value, dict)
+        or not isinstance(shape, list)
+        or not 0 < len(shape) <= 4
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
+        raise PolicyError(
+            f"the feature {name} in {file} is {shown(value, 80)}; a type and a shape were expected"
+        )
+    if math.prod(shape) > (MAX_VALUES if len(shape) == 1 else 3 * MAX_IMAGE_PIXELS):
+        raise PolicyError(
+            f"the feature {name} in {file} has shape {shown(shape)}, more than a robot can send"
+        )
     return str(value.get("type")), tuple(shape)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _inputs(config: dict[str, Any], folder: Path) -> tuple[dict[str, tuple[int, int]], int]:
@@ -170,16 +212,18 @@ def _open(file: Path, read: Iterable[str] = ()) -> dict[str, np.ndarray | None]:
         ) from error
 
 
-def _processor_steps(file: Path) -> list[dict[str, Any]]:
+def _processor_steps(file: Path, allowed: frozenset[str]) -> list[dict[str, Any]]:
     values = _read_json(file)
     steps = values.get("steps")
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise PolicyError(f"{file} has no list of steps; a processor that LeRobot saved was expected")
     for step in steps:
-        path = step.get("class")
-        if "registry_name" not in step and not (isinstance(path, str) and path.startswith("lerobot.")):
+        name = step.get("registry_name")
+        if not isinstance(name, str) or name not in allowed:
+            asked = step.get("class") if name is None else name
             raise PolicyError(
-                f"{file} asks to import {path!r}, which is not LeRobot's: a checkpoint may not choose code"
+                f"{file} has the step {asked!r:.80}, which processors of this family do not have: a checkpoint may not "
+                f"choose code; {', '.join(sorted(allowed))} were expected"
             )
         state = step.get("state_file")
         if state is not None:
@@ -202,18 +246,18 @@ def _check_stats(
     settings: dict[str, Any] = {}
     stats: dict[str, np.ndarray | None] = {}
     if normalizers:
-        settings = normalizers[0].get("config") or {}
+        settings = _map(normalizers[0].get("config"))
         state = normalizers[0].get("state_file")
         if state is not None:
             stats_file = file.parent / state
             stats = _open(stats_file, _open(stats_file))
-    norm_map = settings.get("norm_map") or {}
-    listed = settings.get("features") or {}
+    norm_map = _map(settings.get("norm_map"))
+    listed = _map(settings.get("features"))
     only = settings.get("normalize_observation_keys")
     for name, (kind, size) in features.items():
-        mode = norm_map.get(kind, "IDENTITY")
+        mode = str(norm_map.get(kind, "IDENTITY"))
         # What is not listed there would pass through unchanged, without a word.
-        skipped = name != ACTION and (name not in listed or (only is not None and name not in only))
+        skipped = name != ACTION and (name not in listed or (isinstance(only, list) and name not in only))
         if mode == "IDENTITY" or skipped:
             wanted = mapping.get(kind, "IDENTITY")
             if wanted == "IDENTITY":
@@ -238,3 +282,12 @@ def _check_stats(
             raise PolicyError(
                 f"{file} normalises {name} by {mode!r}; one of {', '.join(_STATS)} was expected"
             )
+
+
+def count_differences(missing: list[str], extra: list[str]) -> str:
+    """What a file lacks and what it has too many: how many, and one of each by name; empty when there is nothing."""
+    return ", ".join(
+        f"{len(names)} {word} ({names[0]})"
+        for names, word in ((missing, "missing"), (extra, "extra"))
+        if names
+    )

@@ -1,4 +1,4 @@
-"""ACT and Diffusion at work: requests -> LeRobot's preprocessor, model and postprocessor -> chunks.
+"""LeRobot's policies at work: requests -> LeRobot's preprocessor, model and postprocessor -> chunks.
 
 Life cycle: built by `lerobot_checkpoint.load`; used by one thread, the one that owns the device; only `check` may be
 called by others. It keeps nothing between calls: a Diffusion policy's history comes with the request, and LeRobot's
@@ -16,6 +16,7 @@ import torch
 from env_client.wire import ErrorCode, InvalidInput, PolicySpec, WireError
 
 from grasp_cube.policies.chunk import check_chunk
+from grasp_cube.policies.embodiment import Embodiment
 from grasp_cube.policies.lerobot_files import STATE
 from grasp_cube.policies.observation import Frame, ObservationReader, resolve_prompt
 from grasp_cube.policies.policy import PolicyRequest
@@ -40,11 +41,14 @@ class LeRobotPolicy:
         device: torch.device,
         *,
         features: dict[str, str],
+        embodiment: Embodiment | None = None,
         dtype: str | None = None,
         noise_seed: int | None = None,
-        optimize: bool = False,
+        fast: Any = None,
     ):
-        """`features` maps each image feature of the checkpoint to the camera on the wire."""
+        """`features` maps each image feature of the checkpoint to the camera on the wire; `embodiment` says what a
+        client may send besides, and the conversions between the robot's values and the checkpoint's; `fast` is what
+        `speed.accelerate` made of `model`, None leaves the arithmetic to LeRobot."""
         self.spec = spec
         self.metadata = metadata
         self.device = device
@@ -53,24 +57,27 @@ class LeRobotPolicy:
         self._postprocessor = postprocessor
         self._features = features
         self._noise_seed = noise_seed
-        self._reader = ObservationReader.of(spec)
-        self._autocast = None if dtype in (None, "float32") else getattr(torch, str(dtype))
-        # The convolutions of a CPU run 1.1 to 1.3 times as fast on this memory layout; the sums differ in the last bits.
-        self._channels_last = optimize and device.type == "cpu"
-        if self._channels_last:
-            model.to(memory_format=torch.channels_last)
+        self._embodiment = embodiment or Embodiment(name="none")
+        self._reader = ObservationReader.of(spec, self._embodiment)
+        self._fast = fast
+        # The fast form decides by itself where it computes in what.
+        plain = fast is not None or dtype in (None, "float32")
+        self._autocast = None if plain else getattr(torch, str(dtype))
 
     def warm_up(self) -> None:
         """A few inferences of grey images at rest; on a GPU the first one picks its kernels."""
-        obs = {
+        for _ in range(WARM_UP_RUNS):
+            began = time.monotonic()
+            self.get_actions(self._at_rest(), prompt="warm up")
+            if time.monotonic() - began > WARM_UP_SLOW_S:
+                break
+
+    def _at_rest(self) -> dict[str, Any]:
+        """An observation that fits."""
+        return {
             "images": {c.name: np.full((c.height, c.width, 3), 127, np.uint8) for c in self.spec.cameras},
             "states": {part.name: np.zeros(part.size, np.float32) for part in self.spec.states},
         }
-        for _ in range(WARM_UP_RUNS):
-            began = time.monotonic()
-            self.get_actions(obs, prompt="warm up")
-            if time.monotonic() - began > WARM_UP_SLOW_S:
-                break
 
     def check(self, request: PolicyRequest) -> Hashable:
         """All requests may share a batch: after resizing they have one shape. Raises `InvalidInput`."""
@@ -95,11 +102,13 @@ class LeRobotPolicy:
     def get_actions_batch(self, requests: Sequence[PolicyRequest]) -> list[np.ndarray]:
         """One chunk for each request, in order, from one pass through the model."""
         ticks = list(zip(*(self._reader.frames(request) for request in requests), strict=True))
-        prompts = [resolve_prompt(request, self.spec) or "" for request in requests]
+        prompts = [
+            self._embodiment.prompt_text(resolve_prompt(request, self.spec) or "") for request in requests
+        ]
         try:
             with torch.no_grad():
                 with self._arithmetic():
-                    chunk = self._predict([self._features_of(frames, prompts) for frames in ticks])
+                    chunk = self._chunk(requests, ticks, prompts)
                 actions = self._postprocessor(chunk[:, : self.spec.horizon].float())
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -108,11 +117,13 @@ class LeRobotPolicy:
                 f"the GPU ran out of memory with a batch of {len(requests)}: serve with a smaller batch, a smaller "
                 "model or --device cpu",
             ) from error
-        return [check_chunk(one, self.spec) for one in actions.cpu().numpy()]
+        return [
+            check_chunk(self._embodiment.convert.actions(one), self.spec) for one in actions.cpu().numpy()
+        ]
 
     def close(self) -> None:
         """Let go of the model and the device's memory."""
-        self._model = self._preprocessor = self._postprocessor = None
+        self._model = self._fast = self._preprocessor = self._postprocessor = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -121,21 +132,29 @@ class LeRobotPolicy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast)
 
-    def _features_of(self, frames: Sequence[Frame], prompts: Sequence[str]) -> dict[str, Any]:
-        """One tick of every request as the checkpoint's normalised features, batch first."""
+    def _chunk(
+        self, requests: Sequence[PolicyRequest], ticks: Sequence[Sequence[Frame]], prompts: Sequence[str]
+    ) -> torch.Tensor:
+        """(batch, at least horizon, action_dim), still normalised; `ticks` are oldest first."""
+        return self._predict([self._preprocessor(self._raw(frames, prompts)) for frames in ticks])
+
+    def _raw(self, frames: Sequence[Frame], prompts: Sequence[str]) -> dict[str, Any]:
+        """One tick of every request as the checkpoint's features, batch first."""
         raw: dict[str, Any] = {"task": list(prompts), "robot_type": ""}
         for feature, camera in self._features.items():
+            if camera not in frames[0].images:  # an optional one; those of a batch lack the same
+                continue
             # np.stack copies, so that what the client sent is neither changed nor kept.
             pixels = torch.from_numpy(np.stack([frame.images[camera] for frame in frames])).to(self.device)
             image = pixels.permute(0, 3, 1, 2)
-            raw[feature] = (image if self._channels_last else image.contiguous()).type(torch.float32) / 255
+            raw[feature] = (image.contiguous() if self._fast is None else image).type(torch.float32) / 255
         if self.spec.states:
             raw[STATE] = torch.from_numpy(np.stack([frame.state for frame in frames])).to(self.device)
-        return self._preprocessor(raw)
+        return raw
 
     def _predict(self, ticks: Sequence[dict[str, Any]]) -> torch.Tensor:
-        """(batch, at least horizon, action_dim), still normalised."""
-        return self._model.predict_action_chunk(ticks[-1])
+        """The chunk for normalised ticks."""
+        return (self._fast or self._model.predict_action_chunk)(ticks[-1])
 
 
 class LeRobotDiffusionPolicy(LeRobotPolicy):
@@ -151,6 +170,22 @@ class LeRobotDiffusionPolicy(LeRobotPolicy):
             scheduler.step = lambda output, t, sample, generator=None: step(
                 output, t, sample, generator=self._generators
             )
+
+    def _chunk(
+        self, requests: Sequence[PolicyRequest], ticks: Sequence[Sequence[Frame]], prompts: Sequence[str]
+    ) -> torch.Tensor:
+        if self._fast is None:
+            return super()._chunk(requests, ticks, prompts)
+        key = self._fast.features.key
+        keys = [
+            {
+                feature: [key(camera, frame.images[camera]) for frame in frames]
+                for feature, camera in self._features.items()
+            }
+            for frames in ticks
+        ]
+        normalised = [self._preprocessor(self._raw(frames, prompts)) for frames in ticks]
+        return self._fast(normalised, keys, self._noise(len(requests)))
 
     def _predict(self, ticks: Sequence[dict[str, Any]]) -> torch.Tensor:
         keys = [*self._features, *([STATE] if self.spec.states else [])]

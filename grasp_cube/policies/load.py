@@ -7,26 +7,35 @@ Error policy: everything that an operator can mend is a `PolicyError` of one sen
 """
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from grasp_cube.policies.config import DTYPES, NOISE_SCHEDULERS, OPTIMIZE, PolicyConfig
+from grasp_cube.policies.config import DTYPES, NOISE_SCHEDULERS, OPTIMIZE, RTC_MODES, PolicyConfig
+from grasp_cube.policies.config_files import read_json
 from grasp_cube.policies.embodiment import RESIZES
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import Task, load_task
 
-__all__ = ["ENTRY_POINTS", "FAMILIES", "load_policy"]
+__all__ = ["ENTRY_POINTS", "FAMILIES", "checkpoint_folder", "load_policy"]
 
 ENTRY_POINTS = "grasp_cube.policies"
+
+# The family whose checkpoints need no config.json: only the flag names it.
+OPENPI = "openpi"
 
 # One line for each policy family: the type in config.json -> where its `load(config, report)` is.
 FAMILIES = {
     "act": "grasp_cube.policies.lerobot_checkpoint:load",
     "diffusion": "grasp_cube.policies.lerobot_checkpoint:load",
+    "pi0": "grasp_cube.policies.pi_checkpoint:load",
+    "pi05": "grasp_cube.policies.pi_checkpoint:load",
+    # Their small forms for tests and dry runs, which make_tiny_checkpoint writes.
+    "tiny_pi0": "grasp_cube.policies.pi_checkpoint:load",
+    "tiny_pi05": "grasp_cube.policies.pi_checkpoint:load",
+    "openpi": "grasp_cube.policies.openpi_load:load",
 }
 
 Report = Callable[[str], None]
@@ -71,12 +80,18 @@ def load_policy(
     return policy
 
 
+def checkpoint_folder(config: PolicyConfig) -> Path:
+    """The absolute folder that `load_policy` reads for this config. Raises `PolicyError` when there is none."""
+    return _folder(config, load_task(config.task) if config.task else None)
+
+
 def _check_options(config: PolicyConfig) -> None:
     for field, allowed in (
         ("dtype", DTYPES),
         ("noise_scheduler", NOISE_SCHEDULERS),
         ("optimize", OPTIMIZE),
         ("resize", RESIZES),
+        ("rtc", RTC_MODES),
     ):
         value = getattr(config, field)
         if value is not None and value not in allowed:
@@ -112,18 +127,17 @@ def _type(config: PolicyConfig, folder: Path) -> str:
     """The policy family, from config.json or the flag."""
     file = folder / "config.json"
     if not file.is_file():
-        if config.type is not None and config.type not in FAMILIES:
+        if config.type is not None and (config.type == OPENPI or config.type not in FAMILIES):
             return config.type
         inner = sorted(str(found.parent.relative_to(folder)) for found in folder.glob("*/config.json"))
         inner += sorted(str(found.parent.relative_to(folder)) for found in folder.glob("*/*/config.json"))
         hint = (
             f"it lies in {', '.join(inner[:3])} below it" if inner else "is this the checkpoint's own folder?"
         )
+        if (folder / "assets").is_dir() or (folder / "params").is_dir():
+            hint = f"a checkpoint that openpi trained is named by --policy.type {OPENPI} --policy.config_name NAME"
         raise PolicyError(f"the folder {folder} holds no config.json: {hint}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PolicyError(f"{file} is not readable JSON ({error}): copy the checkpoint again") from error
+    values = read_json(file)
     kind = values.get("type") if isinstance(values, dict) else None
     if kind is not None and not isinstance(kind, str):
         kind = None
@@ -135,7 +149,8 @@ def _type(config: PolicyConfig, folder: Path) -> str:
         return config.type
     if kind is None:
         raise PolicyError(
-            f"{file} has no `type`, so the policy family is unknown: one of {_known()} was expected"
+            f"{file} has no `type`, so the policy family is unknown: one of {_known()} was expected; a checkpoint that "
+            f"openpi trained is named by --policy.type {OPENPI} --policy.config_name NAME"
         )
     return kind
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from env_client.wire import CameraSpec, InvalidInput, PolicySpec, StateSpec, resize_image
+from env_client.wire import CameraSpec, InvalidInput, PolicySpec, StateSpec, resize_image, shown
 from env_client.wire.images import check_image
 
+from grasp_cube.policies.embodiment import Embodiment
 from grasp_cube.policies.policy import PolicyRequest
 
 __all__ = ["Frame", "ObservationReader", "resolve_prompt"]
@@ -29,32 +30,49 @@ FLAT_IMAGE_PREFIXES = ("observation.images.", "observation/images/", "images/")
 class Frame:
     """One tick as the policy takes it."""
 
-    # {camera name: (height, width, 3) uint8 RGB at the spec's size}
+    # {camera name: (height, width, 3) uint8 RGB at the spec's size}; an optional camera that did not come is left out.
     images: dict[str, np.ndarray]
-    # (n,) float32: the state parts in the spec's order, in the spec's unit. Empty for a policy without state.
+    # (n,) float32: the state parts in the spec's order, in the checkpoint's convention. Empty for a policy without
+    # state.
     state: np.ndarray
 
 
 class ObservationReader:
     """Reads observations for one policy spec."""
 
-    def __init__(self, cameras: Sequence[CameraSpec], states: Sequence[StateSpec], n_obs_steps: int = 1):
+    def __init__(
+        self,
+        cameras: Sequence[CameraSpec],
+        states: Sequence[StateSpec],
+        n_obs_steps: int = 1,
+        embodiment: Embodiment | None = None,
+    ):
+        """`embodiment` adds where else a client may put a camera or a state part, in which form, and conversions."""
         self.cameras = tuple(cameras)
         self.states = tuple(states)
         self.n_obs_steps = n_obs_steps
+        embodiment = embodiment or Embodiment(name="none")
+        self._camera_keys = {camera.name: camera.keys for camera in embodiment.cameras}
+        self._state_keys = dict(embodiment.state_keys)
+        self._optional = frozenset(camera.name for camera in embodiment.cameras if camera.optional)
+        self._forms = embodiment.image_forms
+        self._convert = embodiment.convert
 
     @classmethod
-    def of(cls, spec: PolicySpec) -> "ObservationReader":
-        return cls(spec.cameras, spec.states, spec.n_obs_steps)
+    def of(cls, spec: PolicySpec, embodiment: Embodiment | None = None) -> "ObservationReader":
+        return cls(spec.cameras, spec.states, spec.n_obs_steps, embodiment)
 
     def check(self, request: PolicyRequest) -> None:
         """Validate a request without resizing an image. Raises `InvalidInput`."""
         for where, obs in self._ticks(request):
             self._state(obs, where)
-            for camera in self.cameras:
-                image = self._image(obs, camera, where)
+            for camera, image in self._images(obs, where):
                 if camera.resize == "none" and image.shape[:2] != (camera.height, camera.width):
                     _resized(image, camera, where)
+
+    def cameras_in(self, obs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the cameras whose image came with an observation. Raises `InvalidInput`."""
+        return tuple(camera.name for camera, _ in self._images(obs, "the observation"))
 
     def frames(self, request: PolicyRequest) -> list[Frame]:
         """The `n_obs_steps` frames of a request, oldest first; the last one is now.
@@ -67,10 +85,8 @@ class ObservationReader:
 
     def frame(self, obs: Mapping[str, Any], where: str = "the observation") -> Frame:
         """One observation as a frame. Raises `InvalidInput`."""
-        images = {
-            camera.name: _resized(self._image(obs, camera, where), camera, where) for camera in self.cameras
-        }
-        return Frame(images, self._state(obs, where))
+        images = {camera.name: _resized(image, camera, where) for camera, image in self._images(obs, where)}
+        return Frame(images, self._convert.state(self._state(obs, where)))
 
     def _ticks(self, request: PolicyRequest) -> list[tuple[str, Mapping[str, Any]]]:
         """The observations that count, each with its name in error messages."""
@@ -83,7 +99,15 @@ class ObservationReader:
         )
         return [*past, ("the observation", request.obs)]
 
-    def _image(self, obs: Mapping[str, Any], camera: CameraSpec, where: str) -> np.ndarray:
+    def _images(self, obs: Mapping[str, Any], where: str) -> list[tuple[CameraSpec, np.ndarray]]:
+        """The (H, W, 3) uint8 image of each camera that came; at least one."""
+        found = [(camera, self._image(obs, camera, where)) for camera in self.cameras]
+        came = [(camera, image) for camera, image in found if image is not None]
+        if found and not came:
+            raise self._no_camera(obs, self.cameras[0], where)
+        return came
+
+    def _image(self, obs: Mapping[str, Any], camera: CameraSpec, where: str) -> np.ndarray | None:
         images = obs.get("images")
         if images is not None and not isinstance(images, Mapping):
             raise InvalidInput(
@@ -91,18 +115,29 @@ class ObservationReader:
             )
         image = None if images is None else images.get(camera.name)
         if image is None:
-            image = next((obs[p + camera.name] for p in FLAT_IMAGE_PREFIXES if p + camera.name in obs), None)
+            image = _at(obs, (*(p + camera.name for p in FLAT_IMAGE_PREFIXES), *self._keys_of(camera)))
+        if image is None and camera.name in self._optional:
+            return None
         if image is None:
-            came = sorted(map(str, images)) if images else _flat_cameras(obs)
-            raise InvalidInput(
-                f"the camera {camera.name!r} is missing in {where}: came {_names(came)}, "
-                f"expected {_names([c.name for c in self.cameras])}"
-            )
+            raise self._no_camera(obs, camera, where)
+        image = _plain(image, self._forms)
         try:
             check_image(image)
         except InvalidInput as error:
             raise InvalidInput(f"the camera {camera.name!r} in {where} holds {error.message}") from None
         return image
+
+    def _keys_of(self, camera: CameraSpec) -> tuple[str, ...]:
+        return self._camera_keys.get(camera.name, ())
+
+    def _no_camera(self, obs: Mapping[str, Any], camera: CameraSpec, where: str) -> InvalidInput:
+        images = obs.get("images")
+        came = sorted(map(str, images)) if images else _flat_cameras(obs)
+        also = f" (or the key {self._keys_of(camera)[0]!r})" if self._keys_of(camera) else ""
+        return InvalidInput(
+            f"the camera {camera.name!r} is missing in {where}: came {_names(came)}, "
+            f"expected {_names([c.name for c in self.cameras])}{also}"
+        )
 
     def _state(self, obs: Mapping[str, Any], where: str) -> np.ndarray:
         if not self.states:
@@ -111,6 +146,8 @@ class ObservationReader:
         states = obs.get("states")
         if states is None:
             key = next((key for key in FLAT_STATE_KEYS if key in obs), None)
+            if key is None and all(part.name in self._state_keys for part in self.states):
+                return self._parts(obs, where)
             if key is None:
                 raise InvalidInput(
                     f"the states are missing in {where}: came the keys {_names(sorted(map(str, obs)))}, "
@@ -130,6 +167,20 @@ class ObservationReader:
             parts.append(_vector(states[part.name], part.size, f"states.{part.name}", where))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _parts(self, obs: Mapping[str, Any], where: str) -> np.ndarray:
+        """The state from the keys that the embodiment names for each part."""
+        parts = []
+        for part in self.states:
+            keys = self._state_keys[part.name]
+            value = _at(obs, keys)
+            if value is None:
+                raise InvalidInput(
+                    f"the state part {part.name!r} is missing in {where}: came the keys "
+                    f"{_names(sorted(map(str, obs)))}, expected {keys[0]!r} with {part.size} values"
+                )
+            parts.append(_vector(value, part.size, keys[0], where))
+        return np.concatenate(parts)
+
     def _expected_states(self) -> str:
         return ", ".join(f"{part.name} ({part.size},)" for part in self.states)
 
@@ -148,6 +199,30 @@ def resolve_prompt(request: PolicyRequest, spec: PolicySpec) -> str | None:
             "or start the server with --policy.prompt"
         )
     return None
+
+
+def _at(obs: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The first value that is there: under the key as it stands, or along its parts through nested maps."""
+    for key in keys:
+        if obs.get(key) is not None:
+            return obs[key]
+        value: Any = obs
+        for part in key.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def _plain(image: Any, forms: Sequence[str]) -> Any:
+    """An image of another form that the embodiment allows, as (H, W, 3) uint8; anything else as it came."""
+    if not forms or not isinstance(image, np.ndarray):
+        return image
+    if "channels_first" in forms and image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = np.ascontiguousarray(image.transpose(1, 2, 0))
+    if "float" in forms and image.dtype.kind == "f" and image.size and 0 <= image.min() <= image.max() <= 1:
+        image = (255 * image).astype(np.uint8)
+    return image
 
 
 def _resized(image: np.ndarray, camera: CameraSpec, where: str) -> np.ndarray:
@@ -192,4 +267,4 @@ def _names(names: Sequence[str]) -> str:
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {list(value.shape)} and dtype {value.dtype}"
-    return f"{value!r:.60} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"

@@ -5,13 +5,14 @@ import torch
 __all__ = ["augment_images"]
 
 _BRIGHTNESS = 0.12
-_SHIFT = 0.04
+# Small: what a cube moves by in the image is what the arm has to move by.
+_SHIFT = 0.015
 
 
 def augment_images(batch: dict[str, torch.Tensor], cameras: list[str]) -> None:
     """Changes the images of `batch` in place: (B, [T,] 3, H, W) float in [0, 1].
 
-    Each sample gets its own brightness (up to 12 %) and shift (up to 4 % of the size, edges repeated); the
+    Each sample gets its own brightness (up to 12 %) and shift (up to 1.5 % of the size, edges repeated); the
     ticks of one sample get the same.
     """
     for camera in cameras:

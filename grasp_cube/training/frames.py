@@ -39,12 +39,17 @@ class Frames:
     ends: np.ndarray
 
     def batch(
-        self, indices: Sequence[int], observed: Sequence[int] | None, acted: Sequence[int]
+        self,
+        indices: Sequence[int],
+        observed: Sequence[int] | None,
+        acted: Sequence[int],
+        features: dict[str, np.ndarray] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The batch that LeRobot's policies train on, before their preprocessor.
 
         `observed` and `acted` are the policy's offsets in ticks: with `observed` None an observation has no
-        time axis. Beyond an episode's ends its first and last frames repeat, marked in `action_is_pad`.
+        time axis. Beyond an episode's ends its first and last frames repeat, marked in `action_is_pad`. With
+        `features`, {name: (N, ...)}, these stand in place of the images.
         """
         at = np.asarray(indices)
         episode = np.searchsorted(self.ends, at, side="right")
@@ -58,6 +63,9 @@ class Frames:
             _ACTION: torch.from_numpy(self.actions[np.clip(action_at, first, last)]),
             "action_is_pad": torch.from_numpy((action_at < first) | (action_at > last)),
         }
+        if features is not None:
+            # Copied: a batch is small, and what is mapped from a file is read-only.
+            return batch | {name: torch.from_numpy(maps[seen_at].copy()) for name, maps in features.items()}
         for name, images in self.images.items():
             pixels = torch.from_numpy(images[seen_at])
             batch[name] = pixels.movedim(-1, -3).to(torch.float32) / 255.0

@@ -29,11 +29,12 @@ def make_policy_config(
     chunk: int,
     width_model: int,
     learning_rate: float,
+    batch_norm: bool = False,
 ) -> Any:
     """LeRobot's config for a dataset whose images are served at (height, width).
 
     `chunk` is the number of actions predicted for one observation; `width_model` the width of ACT's transformer
-    and of Diffusion's first U-Net level. Raises `ValueError` for a chunk that the type cannot have.
+    and of Diffusion's first U-Net level; `batch_norm` keeps the norms of Diffusion's ResNet. Raises `ValueError` for a chunk that the type cannot have.
     """
     from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.policies.act.configuration_act import ACTConfig
@@ -64,7 +65,7 @@ def make_policy_config(
             n_heads=4,
             dim_feedforward=2 * width_model,
             n_encoder_layers=3,
-            # A scripted or expert motion has one mode: the variational part has nothing to explain.
+            # An expert of one mode leaves no choice: the variational part has nothing to explain.
             use_vae=False,
             dropout=0.0,
             optimizer_lr_backbone=learning_rate,
@@ -79,9 +80,9 @@ def make_policy_config(
         horizon=horizon,
         n_action_steps=chunk,
         drop_n_last_frames=0,
-        use_group_norm=True,
+        use_group_norm=not batch_norm,
         use_separate_rgb_encoder_per_camera=False,
-        spatial_softmax_num_keypoints=16,
+        spatial_softmax_num_keypoints=32,
         down_dims=(width_model, 2 * width_model, 4 * width_model),
         kernel_size=3,
         diffusion_step_embed_dim=64,

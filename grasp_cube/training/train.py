@@ -42,11 +42,13 @@ class TrainConfig:
     chunk: int | None = None
     # Width of ACT's transformer (default: 128), or of the first level of Diffusion's U-Net (default: 32).
     width: int | None = None
+    # ACT checkpoint whose image encoder a Diffusion policy takes over and keeps as it is; a step is then far cheaper.
+    backbone: str | None = None
     # Peak of the learning rate, reached after the warm-up; it then falls to zero as a cosine.
     learning_rate: float = 2e-4
     # Steps of warm-up.
     warmup: int = 100
-    # Random brightness and shifts of the images by up to 4 % of their size.
+    # Random brightness and shifts of the images by up to 1.5 % of their size.
     augment: bool = True
     # Arithmetic of the forward pass: bfloat16 or float32; the weights stay float32.
     precision: Literal["bfloat16", "float32"] = "bfloat16"
@@ -71,6 +73,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _ = self.height_width
+        if self.backbone is not None and (self.type != "diffusion" or self.augment):
+            raise ValueError(
+                "--backbone goes with --type diffusion --no-augment: the frames are encoded once"
+            )
         for name in ("steps", "batch_size", "chunk", "width", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lerobot.common.train_utils import load_training_state, save_training_state
 from lerobot.datasets import EpisodeAwareSampler, compute_sampler_state
@@ -23,7 +24,9 @@ from safetensors.torch import load_model
 from tqdm import tqdm
 
 from grasp_cube.training.augment import augment_images
+from grasp_cube.training.backbone import FEATURES, adopt_backbone, load_features
 from grasp_cube.training.frames import Frames
+from grasp_cube.training.losses import policy_loss
 from grasp_cube.training.small_policies import (
     DEFAULT_CHUNK,
     DEFAULT_WIDTH,
@@ -67,23 +70,28 @@ class Trainer:
             chunk=config.chunk or DEFAULT_CHUNK[config.type],
             width_model=config.width or DEFAULT_WIDTH[config.type],
             learning_rate=config.learning_rate,
+            batch_norm=config.backbone is not None,
         )
         self.policy_config.device = config.device
         self.policy = new_policy(self.policy_config)
+        if config.backbone is not None:
+            adopt_backbone(self.policy, Path(config.backbone))
         self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
         self.optimizer = self.policy_config.get_optimizer_preset().build(self.policy.get_optim_params())
         warmup = min(config.warmup, config.steps // 10)
         scheduler = DiffuserSchedulerConfig(name="cosine", num_warmup_steps=warmup)
         self.scheduler = scheduler.build(self.optimizer, config.steps)
         self.losses: list[float] = []
+        self._features: dict[str, np.ndarray] | None = None
 
     def run(self, state: Path) -> list[float]:
         """The rest of the steps; returns the loss of every step so far."""
         if state.exists():
             self._load(state)
         self.policy.to(memory_format=torch.channels_last)
+        self.encode_frames()
         batches = self._batches(len(self.losses))
-        if not self.losses:
+        if not self.losses and self._features is None:
             calibrate_backbone(self.policy, self._processed(next(self._batches(0, 32))))
         bar = tqdm(total=self.config.steps, initial=len(self.losses), desc=self.config.type, disable=None)
         self.policy.train()
@@ -96,10 +104,16 @@ class Trainer:
         bar.close()
         return self.losses
 
+    def encode_frames(self) -> None:
+        """With a ResNet that was taken over: batches hold its feature maps from here on."""
+        if self.config.backbone is not None:
+            maps = load_features(self.frames, self.policy, self.processors[0], self.config.run / "frames")
+            self._features = {f"{FEATURES}.{camera}": found for camera, found in maps.items()}
+
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
         device = torch.device(self.config.device).type
         with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            loss, _ = self.policy.forward(batch)
+            loss = policy_loss(self.policy, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
         self.optimizer.step()
@@ -129,7 +143,9 @@ class Trainer:
 
     def _processed(self, indices: list[int]) -> dict[str, torch.Tensor]:
         config = self.policy_config
-        batch = self.frames.batch(indices, config.observation_delta_indices, config.action_delta_indices)
+        batch = self.frames.batch(
+            indices, config.observation_delta_indices, config.action_delta_indices, self._features
+        )
         if self.config.augment:
             augment_images(batch, list(self.frames.images))
         return self.processors[0](batch)

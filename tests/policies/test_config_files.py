@@ -8,7 +8,7 @@ from env_client.wire import CameraSpec, StateSpec
 
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.config_files import find_config
-from grasp_cube.policies.embodiment import Embodiment, choose_embodiment, load_embodiment
+from grasp_cube.policies.embodiment import Camera, Embodiment, choose_embodiment, load_embodiment
 from grasp_cube.policies.policy import PolicyError
 from grasp_cube.policies.task import load_task
 
@@ -22,7 +22,7 @@ def test_the_shipped_tasks_fit_their_embodiments(name, dim, cameras):
     assert (
         task.action_dim == len(embodiment.action_names) == sum(part.size for part in embodiment.states) == dim
     )
-    assert task.cameras == tuple(name for name, _, _ in embodiment.cameras)
+    assert task.cameras == tuple(camera.name for camera in embodiment.cameras)
     assert len(task.cameras) == cameras
     assert task.prompt
 
@@ -114,7 +114,9 @@ def test_the_order_of_who_says_the_embodiment(tmp_path):
 def test_the_checkpoints_cameras_win():
     """A mapped feature takes its camera's name and rule, another one keeps its own name."""
     arm = dataclasses.replace(load_embodiment("so101"), resize="crop")
-    arm = dataclasses.replace(arm, cameras=(("top", "observation.images.cam_high", "pad"), *arm.cameras))
+    arm = dataclasses.replace(
+        arm, cameras=(Camera("top", "observation.images.cam_high", "pad"), *arm.cameras)
+    )
     specs = arm.camera_specs(
         {
             "observation.images.cam_high": (10, 20),

@@ -187,14 +187,44 @@ def test_missing_processor_files(broken):
     assert "truncated or damaged" in refusal(broken)
 
 
-def test_a_processor_may_not_choose_code(broken):
-    """A step that asks to import something that is not LeRobot's is never imported."""
+EVIL = """
+from pathlib import Path
+
+Path("FOLDER/it-ran").touch()
+
+
+class Processor: ...
+"""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"class": "antigravity.Fly"},
+        # Any name in a module of LeRobot's would be called with what the checkpoint says.
+        {"class": "lerobot.utils.utils.say", "config": {"text": "hello"}},
+        # This one of LeRobot's own trusts the code in the folder that it is told, by default.
+        {"registry_name": "action_tokenizer_processor", "config": {"action_tokenizer_name": "FOLDER"}},
+        {"registry_name": "tokenizer_processor", "config": {"tokenizer_name": "FOLDER"}},
+        {"registry_name": ["device_processor"]},
+    ],
+    ids=lambda step: str(step.get("class", step.get("registry_name"))),
+)
+def test_a_processor_may_not_choose_code(broken, step):
+    """A step that these policies do not have is neither imported nor made, LeRobot's own included."""
+    evil = broken / "evil"
+    evil.mkdir()
+    (evil / "code.py").write_text(EVIL.replace("FOLDER", str(evil)))
+    named = dict.fromkeys(("AutoProcessor", "AutoTokenizer", "AutoConfig"), "code.Processor")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        (evil / name).write_text(json.dumps({"auto_map": named}))
     file = broken / "policy_preprocessor.json"
     values = json.loads(file.read_text())
-    values["steps"].append({"class": "antigravity.Fly", "config": {}})
+    values["steps"].append(json.loads(json.dumps({"config": {}} | step).replace("FOLDER", str(evil))))
     file.write_text(json.dumps(values))
     assert "may not choose code" in refusal(broken)
     assert "antigravity" not in sys.modules
+    assert not (evil / "it-ran").exists()
 
 
 # --------------------------------------------------------------------------------------------- the options

@@ -1,14 +1,13 @@
-"""One small scripted dataset for all tests of this folder: making it is the slow part."""
+"""The shipped recording is what the tests of this folder train on."""
 
 from pathlib import Path
 
 import pytest
 
-from grasp_cube.training.scripted_dataset import ScriptedDatasetConfig, make_scripted_dataset
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes with 48x64 cameras."""
-    root = tmp_path_factory.mktemp("scripted") / "lift"
-    return make_scripted_dataset(ScriptedDatasetConfig(str(root), episodes=2, image_size="48x64"))
+def recording() -> Path:
+    """Three short episodes of the virtual robot, two cameras."""
+    return ROOT / "datasets" / "lift"

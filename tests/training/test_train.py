@@ -20,10 +20,10 @@ def small(dataset: Path, out: Path, **options: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def act(scripted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
+def act(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
     """A finished ACT run and its report."""
     out = tmp_path_factory.mktemp("act") / "lift_act"
-    config = small(scripted, out, chunk=10, eval_dataset=str(scripted))
+    config = small(recording, out, chunk=10, eval_dataset=str(recording))
     return config, train_checkpoint(config)
 
 
@@ -79,12 +79,12 @@ def test_a_missing_tensor_is_an_error(act: tuple[TrainConfig, dict[str, Any]], t
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    act: tuple[TrainConfig, dict[str, Any]], scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended after two of three steps and resumed, it sees the same samples and reaches the same losses."""
     from grasp_cube.training.trainer import Trainer
 
-    config = small(scripted, tmp_path / "again", chunk=10)
+    config = small(recording, tmp_path / "again", chunk=10)
     step = Trainer._step
 
     def dies_at_the_third(trainer: Trainer, batch: Any) -> float:
@@ -118,17 +118,70 @@ def test_a_run_ended_while_it_replaced_its_state_keeps_the_last_one(tmp_path: Pa
     assert not old.exists()
 
 
-def test_diffusion_trains_and_loads(scripted: Path, tmp_path: Path) -> None:
+def test_diffusion_trains_and_loads(recording: Path, tmp_path: Path) -> None:
     """One shared encoder, DDIM, two observed ticks, under 25 MB."""
     from grasp_cube.training.checkpoint import load_checkpoint
 
     out = tmp_path / "lift_diffusion"
-    train_checkpoint(small(scripted, out, type="diffusion", steps=1, width=None))
+    train_checkpoint(small(recording, out, type="diffusion", steps=1, width=None))
     saved, _ = load_checkpoint(out)
     assert saved.config.noise_scheduler_type == "DDIM"
     assert saved.config.n_obs_steps == 2
     assert saved.config.n_action_steps == 16
     assert (out / "model.safetensors").stat().st_size < 25e6
+
+
+def test_diffusion_on_the_eyes_of_an_act(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
+) -> None:
+    """The ResNet is ACT's own and stays so; what is trained on feature maps is what is served on images."""
+    import torch
+    from safetensors.torch import load_file
+
+    from grasp_cube.training.backbone import encode_features
+    from grasp_cube.training.checkpoint import load_checkpoint
+    from grasp_cube.training.frames import load_frames
+    from grasp_cube.training.trainer import Trainer
+
+    eyes = load_file(Path(act[0].out) / "model.safetensors")
+    config = small(
+        recording, tmp_path / "lift_diffusion", type="diffusion", backbone=act[0].out, augment=False, steps=1
+    )
+    train_checkpoint(config)
+    saved, _ = load_checkpoint(Path(config.out))
+    own = saved.state_dict()
+    assert torch.equal(
+        own["diffusion.rgb_encoder.backbone.4.0.conv1.weight"].half(),
+        eyes["model.backbone.layer1.0.conv1.weight"],
+    )
+    assert torch.equal(
+        own["diffusion.rgb_encoder.backbone.1.running_var"].half(), eyes["model.backbone.bn1.running_var"]
+    )
+
+    frames = load_frames(recording, config.run / "frames", 32, 40, "stretch")
+    trainer = Trainer(config, frames)
+    trainer.policy.load_state_dict(own)
+    trainer.policy.eval()
+    trainer.encode_frames()
+    maps = trainer._processed([5, 90])
+    names = list(trainer.policy_config.image_features)
+    assert not any(name in maps for name in names)
+    seen = trainer.processors[0](frames.batch([5, 90], [-1, 0], [0]))
+    images = torch.stack([seen[name] for name in names], dim=-4)
+    with torch.no_grad():
+        served = trainer.policy.diffusion._prepare_global_conditioning(seen | {"observation.images": images})
+        trained = encode_features(trainer.policy, maps)
+    # Feature maps are kept in half precision and made in bfloat16.
+    assert (served - trained).abs().max() < 0.05 * served.abs().max()
+
+
+def test_eyes_that_do_not_fit_are_refused(recording: Path, tmp_path: Path) -> None:
+    """No checkpoint, or options that would need the images."""
+    with pytest.raises(ValueError, match="--no-augment"):
+        small(recording, tmp_path / "out", type="diffusion", backbone="somewhere")
+    config = small(recording, tmp_path / "out", type="diffusion", backbone=str(tmp_path), augment=False)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        train_checkpoint(config)
 
 
 def test_a_folder_that_is_no_dataset_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
