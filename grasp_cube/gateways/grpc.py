@@ -1,10 +1,14 @@
-"""`OpenPiInferenceService`: the gRPC stack that Astribot robots run today, in front of our scheduler and policy.
+"""`OpenPiInferenceService`: the gRPC stack that Astribot robots run today, in front of our scheduler and policies.
 
-Life cycle: `GrpcGateway(...)`, `await start()`, `await stop()`, all on the event loop that runs the scheduler's
-requests. The policy is asked for with each request, so that it may be swapped at any time.
+Life cycle: `GrpcGateway(service)`, `await start()`, `await stop()`, all on the event loop that runs the scheduler's
+requests.
 
-One request: bytes -> `Observation` (gRPC) -> `grpc_observation.read_observation` and `policy.check` in the pool ->
-`scheduler.submit` -> a chunk -> the action or the chunk. What a peer's requests share is in `grpc_session`.
+One request: bytes -> `Observation` (gRPC) -> `grpc_observation.read_observation` in the image pool -> the service, as
+for every client -> a chunk -> the action or the chunk. What a peer's requests share is in `grpc_session`.
+
+A peer keeps the policy that its first call found. Where another client has another one loaded in its place, the peer
+is told (MODEL_NOT_LOADED) and goes on with the new one after Reset or Configure: its robot never follows two policies
+in one episode.
 
 Error policy: what is wrong with an observation comes back in the answer's `status` and `error_message`, and the
 connection, or the stream, goes on. What has no such answer uses gRPC's own codes: a command that cannot be obeyed
@@ -19,20 +23,20 @@ import asyncio
 import importlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import numpy as np
-from env_client.wire import ErrorCode, InvalidInput, WireError
+from env_client.openpi_grpc import openpi_inference_pb2 as pb2
+from env_client.wire import Configure, ErrorCode, InvalidInput, WireError
 
-from grasp_cube.gateways import openpi_inference_pb2 as pb2
 from grasp_cube.gateways.grpc_access import KeyCheck, Unreadable, is_local, reader
 from grasp_cube.gateways.grpc_observation import read_observation
-from grasp_cube.gateways.grpc_session import MAX_SESSIONS, PeerSession, Sessions
+from grasp_cube.gateways.grpc_session import PeerSession, Sessions, obey
 from grasp_cube.policies.policy import Policy, PolicyError, PolicyRequest
-from grasp_cube.serving.scheduler import Scheduler
+from grasp_cube.serving.served import ServedPolicy
+from grasp_cube.serving.service import PolicyService
 
 __all__ = ["MAX_MESSAGE", "GrpcGateway"]
 
@@ -40,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 # The largest message in either direction, in bytes; gRPC refuses a larger one before it is read.
 MAX_MESSAGE = 100 * 1024 * 1024
-# Threads that decompress images.
-DECODE_THREADS = 2
 # How long running calls may go on at shutdown, in seconds.
 GRACE_S = 1.0
 # The robots' clients ping each 10 s, also through a Configure of minutes; gRPC's default hangs up on them.
@@ -55,7 +57,6 @@ STATUS = {
     ErrorCode.MODEL_NOT_LOADED: pb2.MODEL_NOT_LOADED,
 }
 
-Configure = Callable[[dict[str, str]], Awaitable[str | None]]
 # A grpc.aio.ServicerContext, which mypy cannot see.
 Context = Any
 
@@ -63,53 +64,39 @@ Context = Any
 class GrpcGateway:
     """Serves `OpenPiInferenceService` on a port of its own.
 
-    `policy_source()` is the policy that serves, or None; `loading()` says whether one is on its way. `configure`
-    gets the filled fields of a PolicyConfig (config_name, checkpoint_dir, default_prompt, device), returns when
-    the policy serves, with a sentence about it or None, and raises `WireError` or `PolicyError` with the reason
-    when it does not; without `configure` the server refuses. `workers` calls run at the same time, streams
-    included; more are answered RESOURCE_EXHAUSTED. With an `api_key` each call must carry it, as
-    `authorization: Api-Key KEY` (or Bearer) in its metadata; without one, only peers on this machine may configure,
-    unless `remote_configure`. `tls` is (private key, certificate chain), both PEM.
+    `workers` calls run at the same time, streams included; more are answered RESOURCE_EXHAUSTED. Where the service
+    has a key each call must carry it, as `authorization: Api-Key KEY` (or Bearer) in its metadata. `tls` is
+    (private key, certificate chain), both PEM.
     """
 
     def __init__(
         self,
-        policy_source: Callable[[], Policy | None],
-        scheduler: Scheduler,
+        service: PolicyService,
         *,
-        configure: Configure | None = None,
         workers: int = 10,
         host: str = "127.0.0.1",
         port: int = 50052,
-        loading: Callable[[], bool] = lambda: False,
-        api_key: str | None = None,
-        remote_configure: bool = False,
         tls: tuple[bytes, bytes] | None = None,
     ):
-        self.policy_source = policy_source
-        self.scheduler = scheduler
-        self.configure = configure
+        self.service = service
         self.workers = workers
         self.host = host
         # The port that was taken, after `start`; 0 asks for a free one.
         self.port = port
-        self.loading = loading
-        self.api_key = api_key
-        self.remote_configure = remote_configure
         self.tls = tls
+        limits = service.limits
         # More than can be in use at a time, so that there is always one to forget.
-        self.sessions = Sessions(max(MAX_SESSIONS, 2 * workers))
+        self.sessions = Sessions(max(limits.max_sessions, 2 * workers), max_rate=limits.max_rate)
+        service.session_counts.append(self.sessions.active)
         self._stopping = asyncio.Event()
         self._server: grpc.aio.Server | None = None
-        self._decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="grpc-decode")
-        self._loads: set[asyncio.Future[Any]] = set()
 
     async def start(self) -> None:
         """Listen. Raises `PolicyError` when the port cannot be taken."""
         # Else the first image of the first robot would pay for it.
-        await asyncio.get_running_loop().run_in_executor(self._decoders, importlib.import_module, "cv2")
+        await self.service.images.run(lambda: importlib.import_module("cv2"))
         self._server = grpc.aio.server(
-            interceptors=[KeyCheck(self.api_key)] if self.api_key is not None else [],
+            interceptors=[KeyCheck(self.service.access)],
             maximum_concurrent_rpcs=self.workers,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -144,7 +131,6 @@ class GrpcGateway:
         self._stopping.set()
         if self._server is not None:
             await self._server.stop(grace_s)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
         def unary(call: Any, request: Any, reply: Any) -> grpc.RpcMethodHandler:
@@ -201,30 +187,32 @@ class GrpcGateway:
     async def _action(self, session: PeerSession, message: pb2.Observation) -> pb2.Action:
         try:
             async with session.lock:
-                policy = self._policy(session)
+                self._count(session)
+                served = self._served(session)
                 self._begin(session, message)
                 prompt = message.prompt or session.prompt
-                action = session.next_action(policy, prompt, message.frame_index)
+                action = session.next_action(served, prompt, message.frame_index)
                 if action is None:
-                    chunk = await self._infer(session, policy, message, prompt)
+                    chunk = await self._infer(session, served, message, prompt)
                     action = chunk[0]
-                    session.keep(policy, prompt, chunk[1:])
+                    session.keep(served, prompt, chunk[1:])
                 number = session.gave(message.frame_index)
             return pb2.Action(values=action.tolist(), status=pb2.OK, server_frame_index=number)
         except Exception as error:
-            status, sentence = _told(error, session)
+            status, sentence = self._told(error, session)
             return pb2.Action(status=status, error_message=sentence, server_frame_index=session.frames)
 
     async def _predict_chunk(self, message: pb2.Observation, context: Context) -> pb2.ActionChunk:
         with self.sessions.use(context.peer()) as session:
             try:
                 async with session.lock:
-                    policy = self._policy(session)
+                    self._count(session)
+                    served = self._served(session)
                     self._begin(session, message)
                     # The robot follows this chunk now; the rest of another one would throw it back.
                     session.drop_chunk()
                     prompt = message.prompt or session.prompt
-                    chunk = await self._infer(session, policy, message, prompt)
+                    chunk = await self._infer(session, served, message, prompt)
                     number = session.gave(message.frame_index)
                 return pb2.ActionChunk(
                     actions=[pb2.ActionStep(values=action) for action in chunk.tolist()],
@@ -234,43 +222,57 @@ class GrpcGateway:
                     server_frame_index=number,
                 )
             except Exception as error:
-                status, sentence = _told(error, session)
+                status, sentence = self._told(error, session)
                 return pb2.ActionChunk(
                     status=status, error_message=sentence, server_frame_index=session.frames
                 )
 
-    def _policy(self, session: PeerSession) -> Policy:
+    def _count(self, session: PeerSession) -> None:
+        self.service.metrics.received("grpc")
+        session.rate.take()
+
+    def _served(self, session: PeerSession) -> ServedPolicy:
         """The policy that serves this peer. Raises `WireError` when there is none."""
+        policies = self.service.policies
         if session.configuring:
             raise WireError(
                 ErrorCode.NOT_READY, "the policy that Configure asked for is being loaded: ask again"
             )
         if session.refusal is not None:
             raise WireError(ErrorCode.MODEL_NOT_LOADED, session.refusal)
-        policy = self.policy_source()
-        if policy is not None:
-            return policy
-        if self.loading():
-            raise WireError(ErrorCode.NOT_READY, "a policy is being loaded: ask again")
-        raise WireError(
-            ErrorCode.MODEL_NOT_LOADED, "no policy is loaded: call Configure, or start the server with one"
-        )
+        current = policies.at(policies.default if session.slot is None else session.slot)
+        session.served = session.served or current
+        if session.served is None:
+            if policies.loading:
+                raise WireError(ErrorCode.NOT_READY, "a policy is being loaded: ask again")
+            raise WireError(
+                ErrorCode.MODEL_NOT_LOADED,
+                "no policy is loaded: call Configure, or start the server with one",
+            )
+        if session.served.retired:
+            raise WireError(
+                ErrorCode.MODEL_NOT_LOADED,
+                f"another client had {current.name if current else 'another policy'} loaded in place of "
+                f"{session.served.name}: call Reset to go on with it, or Configure",
+            )
+        return session.served
 
     def _begin(self, session: PeerSession, message: pb2.Observation) -> None:
         if message.episode_id != session.episode:
             session.begin_episode(message.episode_id)
 
     async def _infer(
-        self, session: PeerSession, policy: Policy, message: pb2.Observation, prompt: str | None
+        self, session: PeerSession, served: ServedPolicy, message: pb2.Observation, prompt: str | None
     ) -> np.ndarray:
         """(horizon, action_dim) float32 for one observation. Raises `WireError`."""
 
-        def prepare() -> tuple[PolicyRequest, Any]:
-            request = PolicyRequest(read_observation(message, policy.spec), prompt=prompt)
-            return request, policy.check(request)
+        async def read(policy: Policy) -> PolicyRequest:
+            [obs] = await self.service.images.run(lambda: read_observation(message, policy.spec))
+            return PolicyRequest(obs, prompt=prompt)
 
-        request, group = await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
-        result = await self.scheduler.submit(policy, request, group, client=session, replaceable=False)
+        result, _ = await self.service.answer(served, read, client=session)
+        if session.served is not served:
+            raise WireError(ErrorCode.SUPERSEDED, "another policy was configured in the meantime")
         return result.actions
 
     # ------------------------------------------------------------------------------------- the others
@@ -279,9 +281,9 @@ class GrpcGateway:
         with self.sessions.use(context.peer()) as session:
             session.configuring += 1
             try:
-                said = await self._load(message, context)
+                said = await self._load(session, message, context)
             except Exception as error:
-                status, sentence = _told(error, session)
+                status, sentence = self._told(error, session)
                 session.refusal = f"the policy that this connection asked for was not loaded: {sentence}"
                 said = f"{pb2.StatusCode.Name(status)}: {sentence}"
             else:
@@ -292,36 +294,34 @@ class GrpcGateway:
                 session.begin_episode()
             return self._status(session, said)
 
-    async def _load(self, message: pb2.PolicyConfig, context: Context) -> str:
-        if self.configure is None:
-            raise WireError(
-                ErrorCode.INVALID_INPUT,
-                "this server was started for one checkpoint and cannot be configured: leave the configuration out "
-                "of the client, or restart the server without a checkpoint",
+    async def _load(self, session: PeerSession, message: pb2.PolicyConfig, context: Context) -> str:
+        """Serve this peer by the policy that it names; without a checkpoint, `config_name` is a policy's name."""
+        policies = self.service.policies
+        slot = policies.default if session.slot is None else session.slot
+        current = policies.at(slot)
+        if not message.checkpoint_dir and not message.config_name and current is not None:
+            # A prompt alone.
+            session.slot, session.served = slot, current
+            return f"serving {current.name}"
+        if message.checkpoint_dir:
+            local = is_local(context.peer(), context.invocation_metadata() or ())
+            self.service.may_configure(local=local)
+            wish = Configure(
+                path=message.checkpoint_dir,
+                config_name=message.config_name or None,
+                device=message.device or None,
             )
-        if self.api_key is None and not self.remote_configure and not is_local(context.peer()):
-            raise WireError(
-                ErrorCode.UNAUTHENTICATED,
-                "without a key only clients on the server's own machine may configure it: give the server an API key",
-            )
-        options = {field.name: value for field, value in message.ListFields()}
-        # A client that gives up must not leave half a policy: the load goes on, and the next Configure finds it.
-        load = asyncio.ensure_future(self.configure(options))
-        self._loads.add(load)
-        load.add_done_callback(self._loaded)
-        return await asyncio.shield(load) or f"loaded {options.get('checkpoint_dir', 'a policy')}"
-
-    def _loaded(self, load: asyncio.Future[Any]) -> None:
-        self._loads.discard(load)
-        if not load.cancelled() and load.exception() is not None:
-            logger.warning("gRPC: Configure failed: %s", load.exception())
+        else:
+            wish = Configure(name=message.config_name or None)
+        session.slot, session.served = await policies.configure(wish, slot, lambda progress: None)
+        return f"serving {session.served.name}"
 
     async def _control(self, message: pb2.ControlCommand, context: Context) -> pb2.ServiceStatus:
         with self.sessions.use(context.peer()) as session:
             # In order with the peer's other calls: the answer says that what follows is the new episode.
             async with session.lock:
                 try:
-                    said = _obey(session, message)
+                    said = obey(session, message)
                 except InvalidInput as error:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
             return self._status(session, said)
@@ -335,62 +335,36 @@ class GrpcGateway:
 
     def _status(self, session: PeerSession, said: str | None = None) -> pb2.ServiceStatus:
         try:
-            policy: Policy | None = self._policy(session)
+            served: ServedPolicy | None = self._served(session)
             why = "ready"
         except WireError as error:
-            policy, why = None, error.message
+            served, why = None, error.message
         status = pb2.ServiceStatus(
-            is_ready=policy is not None,
+            # One that left the memory comes back with the next observation.
+            is_ready=served is not None,
             current_episode=session.episode,
             current_frame=session.frames,
             message=said or why,
             current_prompt=session.prompt or "",
         )
-        if policy is not None:
-            metadata = dict(policy.metadata)
-            status.model_name = str(metadata.get("name") or policy.spec.type)
-            status.action_horizon = policy.spec.horizon
-            status.action_dim = policy.spec.action_dim
-            status.current_prompt = session.prompt or policy.spec.default_prompt or ""
-            status.metadata_json = json.dumps(metadata | {"policy": policy.spec.to_wire()}, default=str)
+        if served is not None:
+            status.model_name = served.name
+        if served is not None and served.metadata:
+            policy = served.metadata["policy"]
+            status.action_horizon = policy["horizon"]
+            status.action_dim = policy["action_dim"]
+            status.current_prompt = session.prompt or policy["default_prompt"] or ""
+            status.metadata_json = json.dumps(served.metadata, default=str)
         return status
 
-
-def _obey(session: PeerSession, command: pb2.ControlCommand) -> str:
-    """Carry a command out; what is said about it. Raises `InvalidInput`."""
-    match command.type:
-        case pb2.CMD_RESET:
-            session.begin_episode()
-            return "reset"
-        case pb2.CMD_SET_EPISODE:
-            text = command.params.get("episode", "")
-            try:
-                episode = int(text)
-                if not -(2**31) <= episode < 2**31:
-                    raise ValueError
-            except ValueError:
-                raise InvalidInput(
-                    f"CMD_SET_EPISODE with episode={text!r:.40}; a 32-bit integer was expected"
-                ) from None
-            session.begin_episode(episode)
-            return f"episode {episode}"
-        case pb2.CMD_SET_PROMPT:
-            if "prompt" not in command.params:
-                raise InvalidInput("CMD_SET_PROMPT without the parameter 'prompt'")
-            session.prompt = command.params["prompt"] or None
-            return f"prompt {session.prompt!r}" if session.prompt else "the policy's default prompt"
-        case other:
-            raise InvalidInput(
-                f"the command {other}; CMD_RESET, CMD_SET_EPISODE or CMD_SET_PROMPT was expected"
-            )
-
-
-def _told(error: Exception, session: PeerSession) -> tuple[pb2.StatusCode, str]:
-    """What a peer is told about a failure. Only what was written for clients leaves the server."""
-    if isinstance(error, WireError):
+    def _told(self, error: Exception, session: PeerSession) -> tuple[pb2.StatusCode, str]:
+        """What a peer is told about a failure. Only what was written for clients leaves the server."""
+        if isinstance(error, PolicyError):
+            error = WireError(ErrorCode.MODEL_NOT_LOADED, str(error))
+        if not isinstance(error, WireError):
+            logger.error("answering failed", exc_info=error, extra={"peer": session.peer})
+            error = WireError(ErrorCode.INTERNAL, "the server failed to answer; its log says why")
+        self.service.metrics.failed(error.code)
+        logger.debug(error.message, extra={"peer": session.peer, "code": error.code})
         status = STATUS.get(ErrorCode(error.code), pb2.ERROR) if error.code in ErrorCode else pb2.ERROR
         return status, error.message if status != pb2.ERROR else f"{error.code}: {error.message}"
-    if isinstance(error, PolicyError):
-        return pb2.MODEL_NOT_LOADED, str(error)
-    logger.error("gRPC, %s: answering failed", session.peer, exc_info=error)
-    return pb2.ERROR, "the server failed to answer; its log says why"

@@ -1,12 +1,14 @@
 """Who may call the gRPC gateway, and what is not let in."""
 
-import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
+
+from grasp_cube.serving.access import Access, is_loopback
 
 __all__ = ["KeyCheck", "Unreadable", "is_local", "reader"]
 
@@ -40,8 +42,8 @@ def reader(message: Any) -> Callable[[bytes], Any]:
 class KeyCheck(grpc.aio.ServerInterceptor):
     """Lets calls through that carry the key."""
 
-    def __init__(self, key: str):
-        self._key = key.encode()
+    def __init__(self, access: Access):
+        self._access = access
 
         async def refuse(_: Any, context: Any) -> None:
             await context.abort(
@@ -56,15 +58,15 @@ class KeyCheck(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         given = [value for name, value in details.invocation_metadata or () if name == "authorization"]
-        first = given[0] if len(given) == 1 and isinstance(given[0], str) else ""
-        scheme, _, key = first.partition(" ")
-        # Compared in constant time, and always compared, so that the time says nothing about the key.
-        equal = hmac.compare_digest(key.strip().encode(), self._key)
-        if equal and scheme.lower() in ("api-key", "bearer"):
+        if self._access.lets_in([value for value in given if isinstance(value, str)]):
             return await continuation(details)
         return self._refuse_stream if details.method.endswith("/StreamPredict") else self._refuse
 
 
-def is_local(peer: str) -> bool:
-    """Whether a peer's name is a loopback address."""
-    return peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:"))
+def is_local(peer: str, metadata: Iterable[tuple[str, Any]] = ()) -> bool:
+    """Whether the caller with this name, and this metadata, sits on the server's own machine."""
+    kind, _, rest = peer.partition(":")
+    if kind == "unix":
+        return True
+    address = unquote(rest).rpartition(":")[0].strip("[]")
+    return is_loopback(address, {name: str(value) for name, value in metadata})

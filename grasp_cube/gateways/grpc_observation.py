@@ -22,10 +22,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from env_client.openpi_grpc import openpi_inference_pb2 as pb2
 from env_client.wire import CameraSpec, EncodedImage, InvalidInput, PolicySpec, decode_image
 from env_client.wire.images import MAX_IMAGE_PIXELS, image_size
-
-from grasp_cube.gateways import openpi_inference_pb2 as pb2
 
 __all__ = ["CAMERA_ALIASES", "MAX_STATE", "camera_of", "decode", "read_observation"]
 

@@ -30,8 +30,8 @@ OTHER = "other"
 class ServerMetrics:
     """What one server has done so far.
 
-    `queue`, `sessions` and `device_memory` (bytes in use on the device; None leaves the gauge out) are read at
-    each `render`, on the caller's thread, so they must be quick.
+    `queue`, `sessions`, `policies` (in memory) and `device_memory` (bytes in use on the device) are read at each
+    `render`, on the caller's thread, so they must be quick; None leaves the gauge out.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class ServerMetrics:
         *,
         queue: Callable[[], float],
         sessions: Callable[[], float],
+        policies: Callable[[], float] | None = None,
         device_memory: Callable[[], float] | None = None,
     ):
         self.registry = CollectorRegistry()
@@ -62,6 +63,8 @@ class ServerMetrics:
         self._total_time = self._times("total", "From a whole request to its answer, decoding included.")
         self._gauge("grasp_cube_queue_length", "Requests that wait for the device.", queue)
         self._gauge("grasp_cube_sessions", "Clients that are connected.", sessions)
+        if policies is not None:
+            self._gauge("grasp_cube_policies", "Policies in memory.", policies)
         if device_memory is not None:
             self._gauge("grasp_cube_device_memory_bytes", "Memory in use on the device.", device_memory)
 

@@ -1,57 +1,53 @@
 """Sockets only: accept, authenticate, decode, hand over, reply, close.
 
-Life cycle: `PolicyServer(policy, scheduler, config)`, then `async with server.serving(sock)` until the caller
-leaves. Each connection gets the metadata frame first and then answers in the dialect in which it asks.
+Life cycle: `PolicyServer(service)`, then `async with server.serving(sock)` until the caller leaves. Each connection
+gets the metadata frame first and then answers in the dialect in which it asks.
 Error policy: what a client sends wrongly is answered by name and the connection stays open; only a broken
-WebSocket or a frame beyond `MAX_FRAME` closes it. A traceback goes to the log, never to a client.
+WebSocket, a frame beyond `MAX_FRAME` or one that takes too long closes it. A traceback goes to the log, never to a
+client.
 """
 
 import asyncio
 import contextlib
 import gc
-import hmac
-import http
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
-import numpy as np
 from env_client.wire import (
-    DEFAULT_LIMITS,
-    IMAGE_CODECS,
-    PROTOCOL,
     Configure,
-    EncodedImage,
     ErrorCode,
     Infer,
     InferReply,
     InvalidInput,
-    Limits,
+    Progress,
     Request,
     Reset,
     SetPrompt,
     Status,
     WireError,
-    decode_image,
     error_reply,
     pack,
     read_request,
     unpack,
 )
-from websockets.http11 import Request as HttpRequest
-from websockets.http11 import Response
 
 from grasp_cube.policies.policy import Policy, PolicyRequest
-from grasp_cube.serving.metrics import ServerMetrics
-from grasp_cube.serving.scheduler import Scheduler
+from grasp_cube.serving.draining import Draining
+from grasp_cube.serving.limits import RateLimit
+from grasp_cube.serving.listener import Listener, listening
+from grasp_cube.serving.pages import answer_http, is_local
+from grasp_cube.serving.served import metadata_of
+from grasp_cube.serving.service import PolicyService
 from grasp_cube.serving.session import Session
-from grasp_cube.serving.websocket import Connection, ConnectionClosed, Listener, listening
+from grasp_cube.serving.websocket import Connection, ConnectionClosed
 
-__all__ = ["PolicyServer", "ServerConfig"]
+__all__ = ["PolicyServer"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,95 +66,61 @@ _OPERATIONS = {
 }
 
 
-@dataclass
-class ServerConfig:
-    """What the sockets need to know."""
-
-    # Clients must send it as `Authorization: Api-Key KEY` (or Bearer); None lets everybody in.
-    api_key: str | None = None
-    limits: Limits = DEFAULT_LIMITS
-    # Threads that decompress images.
-    decode_threads: int = 2
-
-
 class PolicyServer:
-    """Serves one policy to any number of clients."""
+    """Serves the policies of a service to any number of clients."""
 
-    def __init__(self, policy: Policy, scheduler: Scheduler, config: ServerConfig | None = None):
-        self.policy = policy
-        self.scheduler = scheduler
-        self.config = config or ServerConfig()
+    def __init__(self, service: PolicyService):
+        self.service = service
         self.sessions: set[Session] = set()
-        self._decoders = ThreadPoolExecutor(self.config.decode_threads, thread_name_prefix="decode")
-        self._metadata = pack(self.metadata())
-        self.metrics = ServerMetrics(queue=lambda: scheduler.waiting, sessions=lambda: len(self.sessions))
-
-    def metadata(self) -> dict[str, Any]:
-        """The first frame of each connection: the checkpoint's own metadata under ours."""
-        return dict(self.policy.metadata) | {
-            "protocol": PROTOCOL,
-            "policy": self.policy.spec.to_wire(),
-            "image_codecs": list(IMAGE_CODECS),
-        }
+        # How its clients are sent elsewhere before it ends.
+        self.draining = Draining()
+        self._limits = service.limits.wire
+        service.session_counts.append(lambda: len(self.sessions))
 
     @contextlib.asynccontextmanager
-    async def serving(self, sock: socket.socket) -> AsyncIterator[Listener]:
+    async def serving(
+        self, sock: socket.socket, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Listener]:
         """Listen on a bound socket until the block is left; then tell the clients (1001) and close."""
         # What a loaded model consists of stays: to look through it again and again would hold up requests.
         gc.freeze()
-        try:
-            async with listening(sock, self._connection, self._http, max_bytes=MAX_FRAME) as listener:
-                yield listener
-        finally:
-            self._decoders.shutdown(wait=False, cancel_futures=True)
-
-    # ------------------------------------------------------------------------------------------ HTTP
-
-    def _http(self, connection: Connection, request: HttpRequest) -> Response | None:
-        """Plain HTTP questions are answered here; None goes on to the WebSocket handshake."""
-        path = request.path.partition("?")[0]
-        if path in ("/healthz", "/readyz"):
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if path == "/metrics":
-            return connection.respond(http.HTTPStatus.OK, self.metrics.render().decode())
-        if request.headers.get("Upgrade", "").lower() != "websocket":
-            return connection.respond(
-                http.HTTPStatus.UPGRADE_REQUIRED,
-                "This is a policy server: connect by WebSocket. GET /healthz says whether it is alive.\n",
-            )
-        if not self._authorized(request):
-            return connection.respond(
-                http.HTTPStatus.UNAUTHORIZED, "a valid key was expected in 'Authorization: Api-Key KEY'\n"
-            )
-        return None
-
-    def _authorized(self, request: HttpRequest) -> bool:
-        if self.config.api_key is None:
-            return True
-        given = request.headers.get_all("Authorization")
-        scheme, _, key = (given[0] if len(given) == 1 else "").partition(" ")
-        # Compared in constant time, and always compared, so that the time says nothing about the key.
-        equal = hmac.compare_digest(key.strip().encode(), self.config.api_key.encode())
-        return equal and scheme.lower() in ("api-key", "bearer")
+        limits = self.service.limits
+        async with listening(
+            sock,
+            self._connection,
+            lambda connection, request: answer_http(self.service, self.sessions, connection, request),
+            max_bytes=max(MAX_FRAME, self._limits.max_bytes),
+            max_connections=limits.max_connections,
+            message_s=limits.message_s,
+            tls=tls,
+        ) as listener:
+            yield listener
 
     # ----------------------------------------------------------------------------------- connections
 
     async def _connection(self, connection: Connection) -> None:
-        session = Session(_peer(connection))
+        asked = connection.request
+        assert asked is not None
+        session = Session(
+            _peer(connection), RateLimit(self.service.limits.max_rate), is_local(connection, asked)
+        )
         self.sessions.add(session)
+        self.draining.join(session, connection)
         tasks: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
-        logger.info("session %d: %s connected", session.number, session.peer)
         try:
-            await connection.send(self._metadata)
+            if not await self._greet(connection, session, unquote(asked.path.partition("?")[0])):
+                return
+            logger.debug("connected", extra={"session": session.number, "peer": session.peer})
             async for frame in connection:
                 session.requests += 1
                 request = await self._read(connection, session, frame)
-                if request is None:
+                if request is None or not self.draining.takes(session, request):
                     continue
                 answer = self._answer(connection, session, request)
-                if isinstance(request, Infer) and not request.bare:
-                    # Several may be in flight, so that a newer observation can replace a waiting one.
+                if isinstance(request, Configure) or (isinstance(request, Infer) and not request.bare):
+                    # Several may be in flight, so that a newer observation can replace a waiting one, and so that the
+                    # policy that is there serves on while another one is loaded.
                     while len(tasks) >= MAX_IN_FLIGHT:
                         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     # Begun at once: a raw observation is in the scheduler's queue before the loop turns again.
@@ -171,19 +133,39 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         except Exception:
-            logger.exception("session %d: the connection failed", session.number)
+            logger.exception("the connection failed", extra={"session": session.number})
         finally:
             for task in tasks:
                 task.cancel()
             self.sessions.discard(session)
+            self.draining.leave(session)
+            if session.served is not None:
+                self.service.policies.release(session.served)
             logger.info(
-                "session %d: %s left after %.0f s, %d requests, %d errors",
-                session.number,
-                session.peer,
+                "%.0f s, %d requests, %d chunks, %d errors",
                 time.monotonic() - session.opened,
                 session.requests,
+                session.chunks,
                 session.errors,
+                extra=_fields(session),
             )
+
+    async def _greet(self, connection: Connection, session: Session, path: str) -> bool:
+        """The first frame; False when there is no policy to greet with where there should be one."""
+        policies = self.service.policies
+        try:
+            session.slot = policies.slot(path)
+            session.served = await policies.greeted(session.slot)
+        except WireError as error:
+            session.errors += 1
+            self.service.metrics.failed(error.code)
+            # Existing clients wait for a map here, and raise a text.
+            await connection.send(f"{error.code}: {error.message}")
+            connection.close(1011, "the policy could not be loaded")
+            return False
+        served = session.served
+        await connection.send(pack(metadata_of(None, {}, None)) if served is None else served.greeting)
+        return True
 
     async def _read(
         self, connection: Connection, session: Session, frame: str | memoryview
@@ -193,11 +175,12 @@ class PolicyServer:
         try:
             if isinstance(frame, str):
                 raise InvalidInput(f"a text frame of {len(frame)} characters; binary msgpack frames are read")
-            message, dialect = unpack(frame, self.config.limits)
+            session.rate.take()
+            message, dialect = unpack(frame, self._limits)
             session.dialect = dialect or session.dialect
             request = read_request(message)
             session.bare = getattr(request, "bare", False)
-            self.metrics.received(_OPERATIONS[type(request)])
+            self.service.metrics.received(_OPERATIONS[type(request)])
             return request
         except WireError as error:
             seq = None
@@ -220,13 +203,9 @@ class PolicyServer:
                     session.prompt = request.prompt
                     reply = {"op": "set_prompt", "seq": request.seq, "prompt": request.prompt}
                 case Status():
-                    reply = {"op": "status", "seq": request.seq} | self.status()
+                    reply = {"op": "status", "seq": request.seq} | self._status(session)
                 case Configure():
-                    raise WireError(
-                        ErrorCode.INVALID_INPUT,
-                        "this server was started for one checkpoint and cannot be configured: restart it with "
-                        "--policy.path",
-                    )
+                    reply = await self._configure(connection, session, request)
             await connection.send(pack(reply, session.dialect))
         except WireError as error:
             bare = isinstance(request, Infer) and request.bare
@@ -234,45 +213,49 @@ class PolicyServer:
         except ConnectionClosed:
             pass
         except Exception:
-            logger.exception("session %d, seq %s: answering failed", session.number, request.seq)
+            logger.exception("answering failed", extra={"session": session.number, "seq": request.seq})
             failed = WireError(ErrorCode.INTERNAL, "the server failed to answer; its log says why")
             await self._refuse(connection, session, failed, request.seq, bare=session.bare)
+        finally:
+            self.draining.answered(session)
 
     async def _refuse(
         self, connection: Connection, session: Session, error: WireError, seq: int | None, *, bare: bool
     ) -> None:
         session.errors += 1
-        self.metrics.failed(error.code)
-        logger.debug("session %d, seq %s: %s: %s", session.number, seq, error.code, error.message)
+        self.service.metrics.failed(error.code)
+        logger.debug(error.message, extra={"session": session.number, "seq": seq, "code": error.code})
         # Clients that exist raise a text frame as an error, and would take a map for a chunk.
         reply = f"{error.code}: {error.message}" if bare else pack(error_reply(error, seq))
         with contextlib.suppress(ConnectionClosed):
             await connection.send(reply)
 
     async def _infer(self, session: Session, request: Infer) -> dict[str, Any]:
-        started = time.perf_counter()
-        obs, history = await self._decoded(request)
-        prompt = request.prompt or _own_prompt(obs) or session.prompt
-        asked = PolicyRequest(obs, history, prompt, request.rtc)
-        group = self.policy.check(asked)
-        result = await self.scheduler.submit(
-            self.policy,
-            asked,
-            group,
+        served = session.served
+        if served is None:
+            raise WireError(ErrorCode.MODEL_NOT_LOADED, self._why_nothing(session))
+
+        async def read(_: Policy) -> PolicyRequest:
+            obs, *history = await self.service.images.decoded((request.obs, *request.history))
+            prompt = request.prompt or _own_prompt(obs) or session.prompt
+            return PolicyRequest(obs, tuple(history), prompt, request.rtc)
+
+        result, total_ms = await self.service.answer(
+            served,
+            read,
             client=session,
             replaceable=not request.bare and request.seq is not None,
+            deadline_ms=request.deadline_ms,
         )
+        if session.served is not served:
+            # What comes after the answer to `configure` is of the new policy.
+            raise WireError(ErrorCode.SUPERSEDED, "another policy was configured in the meantime")
         timing = {"queue_ms": result.queue_ms, "infer_ms": result.infer_ms, "batch_size": result.batch_size}
         if session.prev_total_ms is not None:
             timing["prev_total_ms"] = session.prev_total_ms
-        session.prev_total_ms = (time.perf_counter() - started) * 1e3
-        self.metrics.answered(
-            queue_ms=result.queue_ms,
-            infer_ms=result.infer_ms,
-            total_ms=session.prev_total_ms,
-            batch_size=result.batch_size,
-        )
+        session.prev_total_ms = total_ms
         session.chunks += 1
+        logger.debug("chunk", extra={"session": session.number, "seq": request.seq})
         return InferReply(
             actions=result.actions,
             chunk_id=session.chunks,
@@ -282,29 +265,71 @@ class PolicyServer:
             capture_time=request.capture_time,
         ).to_wire(bare=request.bare)
 
-    async def _decoded(self, request: Infer) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-        """The observation and its history with every compressed image decoded, off the event loop."""
-        observations = (request.obs, *request.history)
-        encoded: list[EncodedImage] = []
-        for item in observations:
-            _collect_images(item, encoded)
-        if encoded:
-            # Each by itself, so that two cameras are decoded by two threads.
-            decode = asyncio.get_running_loop().run_in_executor
-            arrays = await asyncio.gather(*(decode(self._decoders, decode_image, image) for image in encoded))
-            decoded = dict(zip(map(id, encoded), arrays, strict=True))
-            observations = tuple(_with_images(item, decoded) for item in observations)
-        return observations[0], observations[1:]
+    def _why_nothing(self, session: Session) -> str:
+        if self.service.policies.at(session.slot) is not None:
+            # It was told of none when it connected; to serve it by this one now would be a surprise.
+            return "a policy was loaded since this connection began: connect again to be served by it"
+        return "no policy is loaded: configure one, or start the server with --policy.path"
 
-    def status(self) -> dict[str, Any]:
-        """What the `status` op tells."""
+    async def _configure(
+        self, connection: Connection, session: Session, request: Configure
+    ) -> dict[str, Any]:
+        """Load what the client wishes, telling how far it is, and serve this session by it."""
+        if request.path is not None:
+            self.service.may_configure(local=session.local)
+        if session.configuring:
+            raise WireError(
+                ErrorCode.NOT_READY, "the policy that was configured before is still being loaded"
+            )
+        told: asyncio.Queue[Progress | None] = asyncio.Queue()
+        telling = asyncio.create_task(_tell(connection, session, request.seq, told))
+        session.configuring = True
+        try:
+            slot, served = await self.service.policies.configure(request, session.slot, told.put_nowait)
+        finally:
+            session.configuring = False
+            # What is still to be told comes before the answer.
+            told.put_nowait(None)
+            await telling
+        before = session.served
+        session.slot, session.served = slot, served
+        self.service.policies.bind(served)
+        if before is not None:
+            self.service.policies.release(before)
+        logger.info("configured", extra=_fields(session))
         return {
-            "ready": True,
-            "policy": self.policy.spec.to_wire(),
-            "sessions": len(self.sessions),
-            "queue": self.scheduler.waiting,
-            "running": self.scheduler.running,
+            "op": "configure",
+            "seq": request.seq,
+            "policy": served.metadata["policy"],
+            "metadata": served.metadata,
         }
+
+    def _status(self, session: Session) -> dict[str, Any]:
+        """What the `status` op tells: the server's state and this session's."""
+        served = session.served
+        return self.service.status() | {
+            "policy": None if served is None else served.metadata["policy"],
+            "session": session.number,
+            "prompt": session.prompt,
+            "configuring": session.configuring,
+        }
+
+
+async def _tell(
+    connection: Connection, session: Session, seq: int | None, told: asyncio.Queue[Progress | None]
+) -> None:
+    """Send what is told until None comes."""
+    with contextlib.suppress(ConnectionClosed):
+        while (progress := await told.get()) is not None:
+            await connection.send(pack(replace(progress, seq=seq).to_wire(), session.dialect))
+
+
+def _fields(session: Session) -> dict[str, Any]:
+    return {
+        "session": session.number,
+        "peer": session.peer,
+        "policy": None if session.served is None else session.served.name,
+    }
 
 
 def _peer(connection: Connection) -> str:
@@ -319,18 +344,3 @@ def _own_prompt(obs: dict[str, Any]) -> str | None:
         if isinstance(value, str) and value:
             return value
     return None
-
-
-def _collect_images(value: Any, found: list[EncodedImage]) -> None:
-    """Every image that is still compressed. Runs on the event loop for each observation, so it is plain."""
-    if isinstance(value, EncodedImage):
-        found.append(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect_images(item, found)
-
-
-def _with_images(value: Any, decoded: dict[int, np.ndarray]) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_images(item, decoded) for key, item in value.items()}
-    return decoded[id(value)] if isinstance(value, EncodedImage) else value

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from env_client.wire import Dialect
 
+from grasp_cube.serving.limits import RateLimit
+from grasp_cube.serving.served import ServedPolicy
+
 __all__ = ["Session"]
 
 _numbers = itertools.count(1)
@@ -17,7 +20,15 @@ class Session:
 
     # Address of the client, for the log.
     peer: str
+    rate: RateLimit
+    # Whether the client sits on the server's own machine.
+    local: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
+    # The name under which the client's policy is served, and the policy that it was told of; None: none.
+    slot: str = ""
+    served: ServedPolicy | None = None
+    # Whether a `configure` of this client is running.
+    configuring: bool = False
     # Used by requests that name no prompt.
     prompt: str | None = None
     # The dialect of the last arrays that came; replies use the same.
@@ -31,6 +42,11 @@ class Session:
     # Time in the server of the request before, in ms.
     prev_total_ms: float | None = None
     opened: float = field(default_factory=time.monotonic)
+    # The client's count of its episodes, in its last request that named one; requests that are being answered.
+    episode: int | None = None
+    answering: int = 0
+    # Whether it is sent elsewhere as soon as nothing is being answered.
+    leaving: bool = False
 
     def reset(self) -> None:
         """Forget what belongs to an episode. The counters go on."""

@@ -1,8 +1,7 @@
 """WebSocket connections for the event loop, made for few clients with large messages.
 
-Life cycle: `async with listening(sock, handler, answer)` accepts until the block is left; then every client is
-told (1001) and what does not end by itself within `CLOSE_S` is cut. For each client, `handler(connection)` runs as
-a task: iterate over the connection for its messages, `await connection.send(...)` to answer, return to close.
+Life cycle: made by a `listener.Listener` for each client that connects. `handler(connection)` runs as a task: iterate
+over the connection for its messages, `await connection.send(...)` to answer, return to close.
 Error policy: a peer that breaks the protocol is told the close code and cut; `ConnectionClosed` says to the
 handler that nobody listens any more; what the handler raises is logged and the peer gets 1011.
 
@@ -19,7 +18,8 @@ import http
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from env_client.websocket import keep_alive
 from env_client.wire.frames import (
@@ -40,7 +40,10 @@ from env_client.wire.frames import (
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-__all__ = ["Connection", "ConnectionClosed", "Listener", "listening"]
+__all__ = ["CLOSE_S", "Answer", "Connection", "ConnectionClosed", "Handler"]
+
+if TYPE_CHECKING:
+    from grasp_cube.serving.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +89,16 @@ class Connection(asyncio.BufferedProtocol):
         self._wanted: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._reading = True
+        # The message that was being read when somebody looked, by its number.
+        self._stuck_at: int | None = None
         # Why nothing more is sent; why nothing more comes. Both unset while the connection is open.
         self._closing: ConnectionClosed | None = None
         self._over = False
         self.transport: asyncio.Transport
         # (host, port) of the client, or more on IPv6; None when it was gone at once.
         self.remote_address: tuple | None = None
+        # What the client asked for in its handshake; set before the handler runs.
+        self.request: Request | None = None
 
     # ------------------------------------------------------------------------ what the handler uses
 
@@ -104,6 +111,9 @@ class Connection(asyncio.BufferedProtocol):
 
     async def __anext__(self) -> str | memoryview:
         """The next message; ends when the client closed with 1000 or 1001, else raises `ConnectionClosed`."""
+        if self._messages:
+            # Thousands of small ones may have come in one read: the other clients' turn comes between them.
+            await asyncio.sleep(0)
         while not self._messages:
             if self._closing is not None:
                 if self._closing.code in (1000, 1001):
@@ -157,8 +167,7 @@ class Connection(asyncio.BufferedProtocol):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             keep_alive(sock)
-        self._listener.connections.add(self)
-        if self._listener.closing:
+        if not self._listener.admit(self):
             transport.abort()
         self._timer = self._loop.call_later(HANDSHAKE_S, transport.abort)
 
@@ -185,7 +194,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._closing is None:
                 self.close(error.code, error.reason)
                 # What the client sends from here on is thrown away, its answer to our close as well.
-                self.transport.write_eof()
+                self._end_stream()
 
     def eof_received(self) -> bool:
         # Half a connection is none: the transport closes after what is still to be written.
@@ -227,7 +236,8 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(self.respond(http.HTTPStatus.BAD_REQUEST, "this is no HTTP GET request\n"))
             return
         try:
-            response = self._listener.answer(self, requests[0]) or self._http.accept(requests[0])
+            self.request = requests[0]
+            response = self._listener.answer(self, requests[0]) or self._accept(requests[0])
         except Exception:
             logger.exception("a handshake could not be answered")
             response = self.respond(http.HTTPStatus.INTERNAL_SERVER_ERROR, "the server's log says why\n")
@@ -246,13 +256,19 @@ class Connection(asyncio.BufferedProtocol):
             room[:count], rest = rest[:count], rest[count:]
             self.buffer_updated(count)
 
+    def _accept(self, request: Request) -> Response:
+        # The library would log bytes that are no text as a failure of its own.
+        if not all(key.isascii() for key in request.headers.get_all("Sec-WebSocket-Key")):
+            return self.respond(http.HTTPStatus.BAD_REQUEST, "the Sec-WebSocket-Key is not ASCII\n")
+        return self._http.accept(request)
+
     def _refuse(self, response: Response) -> None:
         self._end(ConnectionClosed(1006, f"answered with HTTP {response.status_code}"))
         self._over = True
         self.transport.write(response.serialize())
         # The end of the stream is the end of the answer; a client that keeps its side open is cut.
         self._linger()
-        self.transport.write_eof()
+        self._end_stream()
 
     async def _handle(self) -> None:
         try:
@@ -293,7 +309,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.write(_frame(CLOSE, event.payload[:2]))
             self._linger()
             # The server ends first, so that the client's port is free again at once.
-            self.transport.write_eof()
+            self._end_stream()
 
     def _end(self, why: ConnectionClosed) -> None:
         """Nothing more is sent or handed out."""
@@ -317,6 +333,21 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._timer = self._loop.call_later(CLOSE_S, self.transport.abort)
 
+    def _end_stream(self) -> None:
+        """Nothing more is written; TLS cannot say so and end only its half, there the rest is written and all ends."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def cut_if_stuck(self) -> None:
+        """Called from time to time: end a client whose message has not grown complete since the last call but one."""
+        begun = self._reader.begun
+        if begun is not None and begun == self._stuck_at and not self._over:
+            self.close(1008, "a message took too long")
+            self._over = True
+        self._stuck_at = begun
+
     def _cut(self, why: ConnectionClosed) -> None:
         self._end(why)
         self.transport.abort()
@@ -325,71 +356,6 @@ class Connection(asyncio.BufferedProtocol):
     def handling(self) -> "asyncio.Task[None] | None":
         """The handler's task, once there is one."""
         return self._task
-
-
-class Listener:
-    """The connections of one listening socket. Made by `listening`."""
-
-    def __init__(self, handler: Handler, answer: Answer, max_bytes: int):
-        self.handler = handler
-        self.answer = answer
-        self.max_bytes = max_bytes
-        self.connections: set[Connection] = set()
-        # Whoever is accepted from now on is cut at once.
-        self.closing = False
-        self._gone = asyncio.Event()
-
-    def forget(self, connection: Connection) -> None:
-        self.connections.discard(connection)
-        if not self.connections:
-            self._gone.set()
-
-    async def _all_gone(self, timeout: float) -> None:
-        self._gone.clear()
-        if self.connections:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), timeout)
-
-    async def close(self) -> None:
-        """Tell everybody (1001), wait for `CLOSE_S`, cut the rest, and end the handlers."""
-        self.closing = True
-        tasks = [c.handling for c in self.connections if c.handling is not None and not c.handling.done()]
-        for connection in list(self.connections):
-            connection.close(1001) if connection.handling is not None else connection.transport.abort()
-        await self._all_gone(CLOSE_S)
-        for connection in list(self.connections):
-            connection.transport.abort()
-        # A socket is only closed when the loop has turned after the abort.
-        await self._all_gone(CLOSE_S / 2)
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_S / 2)
-            for task in tasks:
-                task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def listening(
-    sock: socket.socket, handler: Handler, answer: Answer, *, max_bytes: int
-) -> AsyncIterator[Listener]:
-    """Accept WebSocket clients on a bound socket until the block is left.
-
-    max_bytes: of one message; a longer one closes its connection with 1009 before it is read.
-    """
-    # Inherited by what is accepted; later it would not widen a window that was agreed on.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-    listener = Listener(handler, answer, max_bytes)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(listener), sock=sock)
-    try:
-        yield listener
-    finally:
-        # What was just accepted must become a connection first: a server that is closed in between drops it without
-        # closing its socket, and the client would wait for ever.
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().remove_reader(sock)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        server.close()
-        await listener.close()
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:

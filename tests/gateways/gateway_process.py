@@ -1,35 +1,35 @@
 """A gRPC gateway in a process of its own: `python gateway_process.py OPTIONS`, where OPTIONS is JSON.
 
-checkpoint (None: idle), configurable, and the gateway's own keyword arguments. Prints `port N` when it listens, the log,
-and `stopped in N s` at the end.
+checkpoint (None: idle), root (where clients' checkpoints lie), api_key, and the gateway's own keyword arguments. Prints
+`port N` when it listens, the log, and `stopped in N s` at the end.
 """
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 import time
+from pathlib import Path
 
 from grasp_cube.gateways.grpc import GrpcGateway
-from grasp_cube.policies.load import load_policy
-from grasp_cube.policies.policy import Policy
+from grasp_cube.policies.config import PolicyConfig
+from grasp_cube.serving.access import Access
+from grasp_cube.serving.configure import Policies
+from grasp_cube.serving.loading import Loader
+from grasp_cube.serving.logs import set_up
 from grasp_cube.serving.scheduler import Scheduler
+from grasp_cube.serving.service import PolicyService
 
 
 async def main(options: dict) -> None:
-    checkpoint, configurable = options.pop("checkpoint", None), options.pop("configurable", False)
+    checkpoint, root, key = (options.pop(name, None) for name in ("checkpoint", "root", "api_key"))
     scheduler = Scheduler()
     scheduler.start()
-    policy: list[Policy | None] = [load_policy(checkpoint) if checkpoint else None]
-
-    async def configure(config: dict[str, str]) -> str:
-        policy[0] = await scheduler.run(lambda: load_policy(config["checkpoint_dir"], device="cpu"))
-        return f"serving {policy[0].metadata['name']}"
-
-    gateway = GrpcGateway(
-        lambda: policy[0], scheduler, configure=configure if configurable else None, port=0, **options
-    )
+    policies = Policies(Loader(scheduler), root=Path(root) if root else None)
+    if checkpoint:
+        policies.add(PolicyConfig(checkpoint))
+        await policies.load_first(lambda progress: None)
+    gateway = GrpcGateway(PolicyService(policies, scheduler, access=Access(key)), port=0, **options)
     await gateway.start()
     print("port", gateway.port, flush=True)
     stop = asyncio.Event()
@@ -42,5 +42,5 @@ async def main(options: dict) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    set_up()
     asyncio.run(main(json.loads(sys.argv[1])))

@@ -224,9 +224,9 @@ def test_a_client_that_leaves_its_stream_takes_nothing_along(port, messages, rob
 
 def test_a_server_of_one_checkpoint_refuses_configure(client, robot, folder):
     """The peer that asked for another policy is not moved by this one; others are."""
-    status = client.configure(config_name="other", checkpoint_dir=str(folder / "quick"))
+    status = client.configure(config_name="other", checkpoint_dir=str(folder / "other"))
     assert not status.is_ready
-    assert status.message.startswith("INVALID_INPUT: this server was started for one checkpoint")
+    assert status.message.startswith("INVALID_INPUT: this server was started for its own checkpoints")
     action = client.predict(robot.observation())
     assert (action.status, list(action.values)) == (MODEL_NOT_LOADED, [])
     assert "was not loaded" in action.error_message
@@ -257,8 +257,14 @@ def test_a_port_in_use_is_a_sentence(port, folder):
     code = (
         "import asyncio; from grasp_cube.gateways.grpc import GrpcGateway\n"
         "from grasp_cube.policies.policy import PolicyError\n"
+        "from grasp_cube.serving.configure import Policies\n"
+        "from grasp_cube.serving.loading import Loader\n"
+        "from grasp_cube.serving.scheduler import Scheduler\n"
+        "from grasp_cube.serving.service import PolicyService\n"
         "async def main():\n"
-        f"    gateway = GrpcGateway(lambda: None, None, port={port})\n"
+        "    scheduler = Scheduler()\n"
+        "    service = PolicyService(Policies(Loader(scheduler)), scheduler)\n"
+        f"    gateway = GrpcGateway(service, port={port})\n"
         "    try: await gateway.start()\n"
         "    except PolicyError as error: print('said:', error)\n"
         "asyncio.run(main())"

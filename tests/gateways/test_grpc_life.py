@@ -28,11 +28,11 @@ def test_a_policy_that_fails_is_an_error(folder, messages, robot, behaviour, sai
 
 
 def test_from_idle_to_a_policy_and_to_another(folder, messages, robot):
-    """MODEL_NOT_LOADED, NOT_READY while it loads, a failed Configure, a swap that drops the old chunk."""
+    """MODEL_NOT_LOADED, NOT_READY while it loads, a failed Configure, a swap that others are told of."""
     write_checkpoint(folder / "one", load_s=1.0, **FIELDS)
     write_checkpoint(folder / "two", **FIELDS | {"horizon": 3})
     with (
-        grpc_gateway(None, configurable=True) as (process, port),
+        grpc_gateway(None, root=str(folder)) as (process, port),
         Client(port, messages) as client,
         Client(port, messages) as other,
         concurrent.futures.ThreadPoolExecutor() as pool,
@@ -49,12 +49,18 @@ def test_from_idle_to_a_policy_and_to_another(folder, messages, robot):
         assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[0])
         failed = other.configure(checkpoint_dir=str(folder / "missing"))
         assert not failed.is_ready
-        assert failed.message.startswith("MODEL_NOT_LOADED: there is no checkpoint at")
+        assert failed.message.startswith("INVALID_INPUT: there is no checkpoint at")
         assert other.predict(observation).status == MODEL_NOT_LOADED
         assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[1])
         swapped = other.configure(checkpoint_dir=str(folder / "two"))
         assert (swapped.is_ready, swapped.action_horizon, swapped.current_prompt) == (True, 3, "")
         assert other.predict(observation).status == OK
+        replaced = client.predict(observation)
+        assert (replaced.status, list(replaced.values)) == (MODEL_NOT_LOADED, [])
+        assert "had two loaded in place of one: call Reset" in replaced.error_message
+        assert not client.status().is_ready
+        client.reset()
+        assert client.status().model_name == "two"
         assert np.array_equal(np.float32(client.predict(observation).values), robot.chunk("go")[0])
         assert "Traceback" not in process.output
 

@@ -57,3 +57,4 @@ def test_who_is_on_this_machine():
     """As gRPC writes addresses."""
     assert all(map(is_local, ("ipv4:127.0.0.1:5", "ipv6:[::1]:5", "ipv6:%5B::1%5D:5")))
     assert not any(map(is_local, ("ipv4:10.0.0.127:5", "ipv6:[fe80::1]:5", "ipv6:%5B2001:db8::1%5D:5")))
+    assert not is_local("ipv4:127.0.0.1:5", [("x-forwarded-for", "10.0.0.1")])

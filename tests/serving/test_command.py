@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from env_client.websocket_client_policy import WebsocketClientPolicy
 from env_client.wire import RemoteError
-from grpc_client import OK, Client, compile_messages
+from grpc_client import MODEL_NOT_LOADED, OK, Client, compile_messages
 from numpy_policy import write_checkpoint
-from processes import ROOT, policy_server, running
-from serving_parts import CAMERAS, make_observation
+from processes import ROOT, help_of, policy_server, running
+from serving_parts import CAMERAS, client, get, make_observation, serving
 
 SERVE = (sys.executable, "-m", "grasp_cube.serve_policy")
 
@@ -36,15 +36,9 @@ def refused(*arguments: object, cwd=ROOT) -> str:
 
 def test_help_needs_nothing_heavy():
     """Help is answered without torch, LeRobot, OpenCV or the server's own modules."""
-    code = (
-        "import sys; from grasp_cube import serve_policy\n"
-        "try: serve_policy.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'lerobot', 'cv2', 'websockets', 'pandas') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "--policy.path" in done.stdout
-    assert done.stdout.strip().endswith("[]")
+    said, imported = help_of("serve_policy", "torch", "lerobot", "cv2", "websockets", "pandas")
+    assert "--policy.path" in said
+    assert imported == []
 
 
 def test_a_wrong_path_is_one_line(tmp_path):
@@ -63,11 +57,6 @@ def test_an_unknown_type_is_one_line(tmp_path):
     line = refused("--policy.path", tmp_path)
     assert "telepathy" in line
     assert "act" in line
-
-
-def test_no_checkpoint_at_all_is_one_line():
-    """It says which flags to give."""
-    assert "--policy.path" in refused()
 
 
 def test_an_unknown_flag_is_one_line():
@@ -149,34 +138,6 @@ def test_a_policy_that_fails_is_told_and_the_server_lives(tmp_path, behaviour, s
             server.wait_for("RuntimeError: numpy_test raises")
 
 
-def test_a_key_is_asked_for_before_the_upgrade(checkpoint):
-    """No key, a wrong key, a key in the wrong header: 401. Both schemes of the right one are let in."""
-
-    def status(headers: dict[str, str]) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        upgrade = {
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        }
-        connection.request("GET", "/", headers=upgrade | headers)
-        return connection.getresponse().status
-
-    with policy_server(checkpoint, "--api-key", "secret") as (_, port):
-        assert status({}) == 401
-        assert status({"Authorization": "Api-Key wrong"}) == 401
-        assert status({"Authorization": "secret"}) == 401
-        assert status({"X-Api-Key": "secret"}) == 401
-        assert status({"Authorization": "Api-Key secret"}) == 101
-        assert status({"Authorization": "Bearer secret"}) == 101
-        with pytest.raises(RemoteError) as caught:
-            WebsocketClientPolicy("127.0.0.1", port)
-        assert caught.value.code == "UNAUTHENTICATED"
-        with WebsocketClientPolicy("127.0.0.1", port, api_key="secret") as policy:
-            assert policy.infer(make_observation())["actions"].shape == (16, 6)
-
-
 @pytest.mark.parametrize("script", ["serve_diffusion_policy.py", "serve_act_policy.py"])
 def test_the_scripts_of_the_first_documents_start(script, checkpoint):
     """Under their old paths, with the old flags."""
@@ -193,17 +154,8 @@ def test_grpc_robots_are_served_beside_the_socket(checkpoint, tmp_path):
     with policy_server(checkpoint, "--grpc.port", "0") as (server, port):
         grpc_port = int(server.wait_for(r"gRPC robots at 127\.0\.0\.1:(\d+)")[1])
         obs = make_observation(1)
-        with WebsocketClientPolicy("127.0.0.1", port) as policy, Client(grpc_port, messages) as client:
-            images = [
-                messages["ImageData"](
-                    camera_name=name, data=image.tobytes(), width=32, height=24, encoding="rgb8"
-                )
-                for name, image in obs["images"].items()
-            ]
-            asked = messages["Observation"](
-                state=obs["states"]["arm"].tolist(), images=images, prompt=obs["task"]
-            )
-            chunk = client.predict_chunk(asked)
+        with WebsocketClientPolicy("127.0.0.1", port) as policy, Client(grpc_port, messages) as robot:
+            chunk = robot.predict_chunk(_observation(messages))
             assert chunk.status == OK, chunk.error_message
             actions = np.array([step.values for step in chunk.actions], np.float32)
             assert np.array_equal(actions, policy.infer(obs)["actions"])
@@ -228,3 +180,52 @@ def test_metrics_count_what_happened(checkpoint):
         "grasp_cube_inference_seconds_count 2.0",
     ):
         assert line in page
+
+
+def test_an_idle_server_of_both_kinds_is_configured_and_swapped_by_a_grpc_robot(tmp_path):
+    """`--grpc.port` without a checkpoint: MODEL_NOT_LOADED, a failed Configure that says why, an episode, a swap; what the
+    robot configures serves WebSocket clients as well, and all of it is counted."""
+    messages = compile_messages(tmp_path)
+    for name, horizon in (("one", 3), ("two", 4)):
+        write_checkpoint(tmp_path / name, cameras=CAMERAS, horizon=horizon)
+    with serving("--grpc.port", "0", "--policy.root", tmp_path) as (server, port):
+        grpc_port = int(server.wait_for(r"gRPC robots at 127\.0\.0\.1:(\d+)")[1])
+        with Client(grpc_port, messages) as robot, client(port) as early:
+            obs = _observation(messages)
+            assert not robot.status().is_ready
+            assert robot.predict(obs).status == MODEL_NOT_LOADED
+            failed = robot.configure(checkpoint_dir="../one")
+            assert not failed.is_ready
+            assert failed.message.startswith("INVALID_INPUT: the path '../one' holds '..'")
+            assert robot.predict(obs).status == MODEL_NOT_LOADED
+            done = robot.configure(
+                checkpoint_dir=str(tmp_path / "one"), default_prompt="lift", config_name="pi05"
+            )
+            assert (done.is_ready, done.model_name, done.current_prompt) == (True, "one", "lift")
+            for tick in range(7):
+                answer = robot.predict(_observation(messages, frame_index=tick, episode_id=1))
+                assert (answer.status, answer.server_frame_index) == (OK, tick + 1)
+            with client(port) as policy:
+                assert policy.spec.horizon == 3
+                swapped = robot.configure(checkpoint_dir="two")
+                assert (swapped.is_ready, swapped.action_horizon) == (True, 4)
+                assert robot.predict_chunk(obs).chunk_size == 4
+                assert policy.infer(make_observation())["actions"].shape == (3, 6)
+            assert early.idle
+        page = get(port, "/metrics")[1].decode()
+        assert 'grasp_cube_requests_total{op="grpc"} 10.0' in page
+        assert 'grasp_cube_errors_total{code="MODEL_NOT_LOADED"} 2.0' in page
+        assert "grasp_cube_inference_seconds_count 5.0" in page
+        assert server.end() == 0
+        assert "Traceback" not in server.output
+
+
+def _observation(messages, **fields):
+    obs = make_observation(1)
+    images = [
+        messages["ImageData"](camera_name=name, data=image.tobytes(), width=32, height=24, encoding="rgb8")
+        for name, image in obs["images"].items()
+    ]
+    return messages["Observation"](
+        state=obs["states"]["arm"].tolist(), images=images, prompt=obs["task"], **fields
+    )

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import http.client
 import threading
 import time
 
@@ -14,7 +13,7 @@ import pytest
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
 from env_client.wire import InferReply, RemoteError, pack, unpack
 from numpy_policy import Options, expected_chunk
-from serving_parts import CAMERAS, make_observation
+from serving_parts import CAMERAS, client, get, make_observation
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -26,17 +25,6 @@ def open_socket(port: int):
     socket = connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
     metadata, _ = unpack(socket.recv())
     return socket, metadata
-
-
-def client(port: int, **options) -> WebsocketClientPolicy:
-    return WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=20, **options)
-
-
-def get(port: int, path: str, timeout: float = 10) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    return response.status, response.read()
 
 
 def test_the_metadata_comes_first_and_describes_the_policy(port):

@@ -14,16 +14,18 @@ import pytest
 import websockets.asyncio.client
 import websockets.sync.client
 from echo_server import LIMIT, Echo, Raw, masked
+from env_client import websocket as client_module
 from env_client.websocket import Connection as OurClient
 from env_client.websocket import NothingSent
-from env_client.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, ConnectionClosed
+from env_client.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, ConnectionClosed, apply_mask
 from websockets.exceptions import ConnectionClosed as LibraryClosed
 from websockets.exceptions import InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 
 from grasp_cube.serving import websocket as under_test
-from grasp_cube.serving.websocket import Connection, listening
+from grasp_cube.serving.listener import listening
+from grasp_cube.serving.websocket import Connection
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +91,59 @@ def test_a_frame_may_come_with_the_handshake(echo):
         assert client.frame() == (BINARY, b"x" * 50_000)
 
 
-def test_our_client(url):
-    """Large messages, text, pieces; nothing that was handed out changes later."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_our_client(url, monkeypatch, elsewhere):
+    """Large messages, text, pieces; nothing that was handed out changes later. Masked for a server elsewhere."""
+    if elsewhere:
+        monkeypatch.setattr(client_module, "_stays_here", lambda sock: False)
     client = OurClient.open(url)
     image = np.random.default_rng(0).integers(0, 256, 2_000_003, np.uint8)
+    before = image.tobytes()
     client.send([b"head", memoryview(image), b"tail"], 10)
     first = client.recv(10)
     client.send("text é", 10)
     assert client.recv(10) == "text é"
     client.send(bytes(2_000_011), 10)
     client.recv(10)
-    assert first == b"head" + image.tobytes() + b"tail"
+    assert first == b"head" + before + b"tail"
+    assert image.tobytes() == before
+    client.send([bytes([number % 256]) * (number % 7) for number in range(3000)], 10)
+    assert client.recv(10) == b"".join(bytes([number % 256]) * (number % 7) for number in range(3000))
     client.close()
     with pytest.raises((ConnectionClosed, OSError, ValueError)):
         client.send("late", 1)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_our_client_masks_what_leaves_the_machine(monkeypatch, elsewhere):
+    """With another random key for each message; what stays here goes as it is, to a reader that takes it in bits."""
+    if elsewhere:
+        monkeypatch.setattr(client_module, "_stays_here", lambda sock: False)
+    payload = np.random.default_rng(1).integers(0, 256, 3_000_000, np.uint8)
+    keys = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours, theirs = socket.create_connection(listener.getsockname()), listener.accept()[0]
+        ours.setblocking(False)
+        client = OurClient(ours)
+        sending = threading.Thread(
+            target=lambda: [client.send([memoryview(payload), b"end"], 30) for _ in "12"]
+        )
+        sending.start()
+        for _ in "12":
+            frame = bytearray()
+            while len(frame) < 14 + len(payload) + 3:
+                data = theirs.recv(min(30_011, 14 + len(payload) + 3 - len(frame)))
+                assert data
+                frame += data
+            assert frame[:2] == b"\x82\xff"
+            keys.append(bytes(frame[10:14]))
+            body = np.frombuffer(frame, np.uint8)[14:].copy()
+            apply_mask(body, keys[-1])
+            assert body.tobytes() == payload.tobytes() + b"end"
+        sending.join(10)
+        ours.close()
+        theirs.close()
+    assert (len(set(keys)) == 2) if elsewhere else (set(keys) == {bytes(4)})
 
 
 def test_our_client_notices_an_end_before_it_sends(url):

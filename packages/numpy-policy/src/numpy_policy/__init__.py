@@ -20,10 +20,22 @@ from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.observation import Frame, ObservationReader, resolve_prompt
 from grasp_cube.policies.policy import PolicyError, PolicyRequest
 
-__all__ = ["BEHAVIOURS", "NumpyPolicy", "Options", "expected_chunk", "load", "write_checkpoint"]
+__all__ = [
+    "BEHAVIOURS",
+    "NumpyPolicy",
+    "Options",
+    "OutOfMemoryError",
+    "expected_chunk",
+    "load",
+    "write_checkpoint",
+]
 
 TYPE = "numpy_test"
-BEHAVIOURS = ("ok", "constant", "nan", "raise", "wrong_dim")
+BEHAVIOURS = ("ok", "constant", "nan", "raise", "wrong_dim", "hang", "fail_warm_up")
+
+
+class OutOfMemoryError(RuntimeError):
+    """What torch raises when a GPU's memory is full, by the same name."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,20 @@ class Options:
     delay_s: float = 0.0
     # Seconds that loading takes.
     load_s: float = 0.0
+    # Megabytes that a loaded policy holds.
+    hold_mb: int = 0
     # Seconds that warming up takes.
     warm_up_s: float = 0.0
-    # ok | constant (zeros, without a look at the pixels: an empty policy for benchmarks) | nan (one value is NaN) | raise (a RuntimeError) | wrong_dim (one value too many in each action).
+    # ok | constant (zeros, without a look at the pixels: an empty policy for benchmarks) | nan (one value is NaN) | raise (a RuntimeError) | hang (for hang_s) | fail_warm_up (the same, in warm_up) | wrong_dim (one value too many in each action).
     behaviour: str = "ok"
+    # Seconds that a hanging inference takes.
+    hang_s: float = 3600.0
+    # Requests that fit into the device's memory at once; more raise an OutOfMemoryError. None: any number.
+    fits: int | None = None
     # The behaviour shows only when the prompt is this one; None: always.
     behaviour_prompt: str | None = None
+    # How far the wave goes around the present state, in the policy's unit.
+    amplitude: float = 5.0
     n_obs_steps: int = 1
     # Each {"name", "height", "width", "resize"}.
     cameras: tuple[dict[str, Any], ...] = (
@@ -111,10 +131,10 @@ def expected_chunk(
     """
     spec = options.spec()
     request = PolicyRequest(obs, tuple(history), prompt)
-    return _chunk(spec, ObservationReader.of(spec).frames(request), resolve_prompt(request, spec))
+    return _chunk(options, spec, ObservationReader.of(spec).frames(request), resolve_prompt(request, spec))
 
 
-def _chunk(spec: PolicySpec, frames: Sequence[Frame], prompt: str | None) -> np.ndarray:
+def _chunk(options: Options, spec: PolicySpec, frames: Sequence[Frame], prompt: str | None) -> np.ndarray:
     seed = zlib.crc32((prompt or "").encode())
     for frame in frames:
         for image in frame.images.values():
@@ -124,7 +144,7 @@ def _chunk(spec: PolicySpec, frames: Sequence[Frame], prompt: str | None) -> np.
     now = np.resize(frames[-1].state, spec.action_dim) if frames[-1].state.size else np.zeros(spec.action_dim)
     phase = 2 * np.pi * (seed / 2**32 + np.arange(spec.action_dim) / spec.action_dim)
     ticks = np.arange(spec.horizon)[:, None]
-    return (now + 5.0 * np.sin(phase + 0.05 * ticks)).astype(np.float32)
+    return (now + options.amplitude * np.sin(phase + 0.05 * ticks)).astype(np.float32)
 
 
 class NumpyPolicy:
@@ -135,10 +155,14 @@ class NumpyPolicy:
         self.spec = options.spec()
         self.metadata: dict[str, Any] = {"name": name}
         self.closed = False
+        # Ones, since the system gives memory only when something is written.
+        self._held: np.ndarray | None = np.ones(options.hold_mb * 1_000_000, np.uint8)
         self._reader = ObservationReader.of(self.spec)
 
     def warm_up(self) -> None:
         time.sleep(self.options.warm_up_s)
+        if self.options.behaviour == "fail_warm_up":
+            raise RuntimeError("numpy_test fails to warm up, as its config.json asks")
 
     def check(self, request: PolicyRequest) -> Hashable:
         self._reader.check(request)
@@ -150,18 +174,23 @@ class NumpyPolicy:
 
     def get_actions_batch(self, requests: Sequence[PolicyRequest]) -> list[np.ndarray]:
         time.sleep(self.options.delay_s)
+        if self.options.fits is not None and len(requests) > self.options.fits:
+            raise OutOfMemoryError(f"{len(requests)} requests do not fit: numpy_test's config.json says so")
         return [self._answer(request) for request in requests]
 
     def close(self) -> None:
         self.closed = True
+        self._held = None
 
     def _answer(self, request: PolicyRequest) -> np.ndarray:
         if self.options.behaviour == "constant":
             return np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
         prompt = resolve_prompt(request, self.spec)
-        actions = _chunk(self.spec, self._reader.frames(request), prompt)
+        actions = _chunk(self.options, self.spec, self._reader.frames(request), prompt)
         faulty = self.options.behaviour_prompt in (None, prompt)
         match self.options.behaviour if faulty else "ok":
+            case "hang":
+                time.sleep(self.options.hang_s)
             case "raise":
                 raise RuntimeError("numpy_test raises, as its config.json asks")
             case "nan":
