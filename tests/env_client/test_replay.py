@@ -25,6 +25,10 @@ class FakePolicy:
         self.asked: list[tuple[dict, list]] = []
         self.connects = self.resets = 0
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        return (self.spec,)
+
     def connect(self) -> None:
         self.connects += 1
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from env_client.control import SafetyConfig, SafetyFilter
 from env_client.control.chunks import make_source
 from env_client.control.network import ChunkRequest
 from env_client.control.simulated import SimulatedClock, SimulatedServer
@@ -147,3 +148,16 @@ class Bench:
 
     def run(self, ticks: int) -> list[np.ndarray | None]:
         return [self.step() for _ in range(ticks)]
+
+
+def numbers(actions: list[np.ndarray | None]) -> list[float]:
+    """The first value of each action that there was."""
+    return [float(action[0]) for action in actions if action is not None]
+
+
+def safety_filter(spec: Any = None, start: Any = (0.0, 0.0, 50.0), **config: Any) -> SafetyFilter:
+    """A filter that has begun an episode at `start`; the boundary clamp is off unless asked for."""
+    config = {"boundary_velocity": 0.0} | config
+    safety = SafetyFilter(spec or env_spec(), SafetyConfig(**config), FPS)
+    safety.begin_episode(np.array(start, np.float32), 0)
+    return safety

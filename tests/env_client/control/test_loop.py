@@ -1,4 +1,4 @@
-"""The loop over a simulated robot and server: what is sent when, and what happens when something fails."""
+"""The loop over a simulated robot and server: what is sent when, what never is, and who may watch."""
 
 from __future__ import annotations
 
@@ -10,56 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from control_doubles import FPS, Arm, counting_chunk, policy_spec, reply
-from env_client.control import ControlLoop, LoopConfig, SafetyConfig, SafetyFilter, TickRecord, make_source
+from env_client.control import ControlLoop, SafetyConfig, SafetyFilter, TickRecord, make_source
 from env_client.control.network import ChunkRequest, Outcome
-from env_client.control.simulated import SimulatedServer
 from env_client.envs.env import EnvError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-TICK = 1 / FPS
-
-
-class Rig:
-    """A loop with everything around it in simulated time."""
-
-    def __init__(
-        self,
-        answer: Any = None,
-        latency_s: Any = 0.1,
-        execution: str = "async",
-        arm: Arm | None = None,
-        safety: SafetyConfig | None = None,
-        heartbeat: Any = None,
-        **config: Any,
-    ):
-        self.arm = arm or Arm()
-        self.clock = self.arm.clock
-        joints = self.arm.spec.action_dim
-        self.server = SimulatedServer(
-            self.clock, answer or (lambda request: reply(np.full((50, joints), 20.0), request)), latency_s
-        )
-        spec = policy_spec(joints)
-        self.source = make_source(execution, None, spec, FPS, requester=self.server)
-        self.safety = SafetyFilter(self.arm.spec, safety or SafetyConfig(), FPS)
-        self.loop = ControlLoop(
-            self.arm, self.source, self.safety, FPS,
-            config=LoopConfig(**config), clock=self.clock, heartbeat=heartbeat,
-        )  # fmt: skip
-
-    @property
-    def sent(self) -> np.ndarray:
-        return np.array([action for _, action in self.arm.sent])
-
-    @property
-    def times(self) -> np.ndarray:
-        return np.array([moment for moment, _ in self.arm.sent])
-
-    def check_speed(self) -> None:
-        """No two commands of the log are further apart than the limit allows for one period."""
-        reach = self.safety.speed * TICK
-        assert (np.abs(np.diff(self.sent, axis=0)) <= reach * (1 + 1e-6) + 1e-6).all()
-
+from loop_rig import TICK, Rig, away
 
 # ------------------------------------------------------------------------------------------ an episode
 
@@ -290,141 +246,6 @@ def test_whatever_happens_no_command_leaves_the_limits_or_is_too_fast(
     assert (np.abs(np.diff(rig.sent, axis=0)) <= rig.safety.speed * gaps * (1 + 1e-6) + 1e-9).all()
 
 
-# --------------------------------------------------------------------------------------- a lost robot
-
-
-def away(first: int, last: int) -> Any:
-    def on_read(count: int) -> None:
-        if first <= count < last:
-            raise EnvError("the bus does not answer")
-
-    return on_read
-
-
-def test_a_robot_that_goes_away_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is sent meanwhile; then the measured pose and new chunks count; one line each way."""
-    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
-    lost = away(40, 100)
-
-    def on_read(count: int) -> None:
-        lost(count)
-        if count == 100:
-            # Unplugged, the arm has sunk.
-            rig.arm.pose = np.array([-40.0, -40.0, 10.0], np.float32)
-
-    rig.arm.on_read = on_read
-    with caplog.at_level(logging.WARNING):
-        result = rig.loop.run_episode(time_s=5)
-    assert result.env_errors == 60
-    assert result.outcome == "time"
-    gap = int(np.argmax(np.diff(rig.times)))
-    assert np.diff(rig.times)[gap] == pytest.approx(61 * TICK)
-    assert (np.abs(rig.sent[gap + 1] - [-40, -40, 10]) <= rig.safety.speed * TICK * (1 + 1e-6)).all()
-    assert len({request.generation for request in rig.server.taken}) == 2
-    assert [record.message.split()[2] for record in caplog.records] == ["cannot", "is"]
-    # The rate is what it was.
-    np.testing.assert_allclose(np.diff(rig.times)[gap + 1 :], TICK)
-
-
-def test_a_hiccup_keeps_the_plan() -> None:
-    """One lost packet: the servos kept their goal, so the same chunk goes on from the same command."""
-    rig = Rig(counting_chunk)
-    rig.arm.on_read = away(40, 42)
-    result = rig.loop.run_episode(time_s=3)
-    assert result.env_errors == 2
-    assert result.starved == 0
-    assert len({request.generation for request in rig.server.taken}) == 1
-    rig.check_speed()
-
-
-def test_a_command_that_fails_is_counted() -> None:
-    """The bus may fail when writing as well."""
-    rig = Rig()
-
-    def on_send(count: int) -> None:
-        if rig.arm.reads == 50:
-            raise EnvError("port is in use")
-
-    rig.arm.on_send = on_send
-    result = rig.loop.run_episode(time_s=3)
-    assert result.env_errors == 1
-    assert result.outcome == "time"
-
-
-@pytest.mark.parametrize("arrives", [True, False])
-def test_commands_that_fail_do_not_add_up(arrives: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Ten failed writes, of which nobody knows whether they arrived: the arm never gets more than one step."""
-    rig = Rig(lambda request: reply(np.full((50, 3), 90.0), request))
-
-    def fail(count: int) -> None:
-        if 30 <= rig.arm.reads < 36:
-            raise EnvError("port is in use")
-
-    rig.arm.on_send, rig.arm.after_send = (
-        (lambda count: None, fail) if arrives else (fail, lambda count: None)
-    )
-    with caplog.at_level(logging.WARNING):
-        result = rig.loop.run_episode(time_s=3)
-    assert result.env_errors == 6
-    assert len(caplog.records) == 2
-    rig.check_speed()
-
-
-def test_a_robot_that_can_be_read_but_not_commanded_is_lost_in_the_end() -> None:
-    """Readings alone do not make it back."""
-    rig = Rig(env_patience_s=1.0)
-
-    def fail(count: int) -> None:
-        raise EnvError("port is in use")
-
-    rig.arm.on_send = fail
-    assert rig.loop.run_episode(time_s=10).outcome == "env lost"
-    assert len({request.generation for request in rig.server.taken}) <= 2
-
-
-def test_a_robot_that_stays_away_ends_the_episode() -> None:
-    """After the patience that was configured, not before."""
-    rig = Rig(env_patience_s=2.0)
-    rig.arm.on_read = away(40, 10**9)
-    result = rig.loop.run_episode(time_s=60)
-    assert result.outcome == "env lost"
-    assert result.duration_s == pytest.approx(40 * TICK + 2.0, abs=0.1)
-
-
-def test_an_episode_waits_for_a_robot_that_is_not_ready() -> None:
-    """reset is tried at every tick until the patience is over; stop ends the waiting."""
-    rig = Rig(env_patience_s=2.0)
-    rig.arm.on_read = away(1, 20)
-    assert rig.loop.run_episode(max_steps=5).outcome == "steps"
-    rig.arm.on_read = away(1, 10**9)
-    assert rig.loop.run_episode(max_steps=5).outcome == "env lost"
-    stop = threading.Event()
-    stop.set()
-    assert rig.loop.run_episode(stop=stop).outcome == "stopped"
-
-
-def test_a_state_that_is_not_finite_is_no_observation() -> None:
-    """Treated as a robot that cannot be read."""
-    rig = Rig()
-    rig.arm.on_read = lambda count: (
-        {"states": {"arm": np.full(3, np.nan, np.float32)}} if 20 <= count < 30 else None
-    )
-    assert rig.loop.run_episode(time_s=2).env_errors == 10
-
-
-def test_a_defect_of_the_env_is_raised() -> None:
-    """Anything but EnvError ends the loop: whoever runs it applies the exit rule."""
-    rig = Rig()
-
-    def broken(count: int) -> None:
-        if count == 30:
-            raise RuntimeError("a bug")
-
-    rig.arm.on_read = broken
-    with pytest.raises(RuntimeError, match="a bug"):
-        rig.loop.run_episode(time_s=5)
-
-
 # ------------------------------------------------------------------------------------ pause and dry run
 
 
@@ -456,74 +277,6 @@ def test_a_dry_run_sends_nothing() -> None:
     records = [tap.pull() for _ in range(23)]
     assert records[-1] is not None
     assert records[-1].sent is not None
-
-
-# --------------------------------------------------------------------------------------------- a move
-
-
-def test_a_move_arrives_smoothly_and_within_its_speed() -> None:
-    """Every joint at most at the given speed, at rest at both ends."""
-    rig = Rig()
-    goal = np.array([70.0, -50.0, 90.0])
-    result = rig.loop.move_to(goal)
-    assert result.reached
-    assert result.outcome == "reached"
-    assert result.error is not None
-    np.testing.assert_allclose(rig.sent[-1], goal, rtol=1e-5)
-    steps = np.diff(rig.sent, axis=0)
-    assert np.abs(steps).max(axis=0)[0] <= 0.75 * TICK * 54 * (1 + 1e-4)
-    assert np.abs(steps[[0, -1]]).max() < 0.1
-    assert np.abs(np.diff(steps, axis=0)).max() < 0.2
-
-
-def test_a_move_never_exceeds_the_filters_limits() -> None:
-    """A pose outside is cut to the limits, and a wish for more speed than allowed is not granted."""
-    rig = Rig()
-    assert rig.loop.move_to(np.array([500.0, -500.0, 50.0]), velocity=100.0).reached
-    np.testing.assert_allclose(rig.sent[-1], [100, -100, 50])
-    rig.check_speed()
-
-
-def test_a_move_leaves_held_joints_alone() -> None:
-    """Part selection holds for our own paths too."""
-    rig = Rig(safety=SafetyConfig(hold=("joint_1.pos",)))
-    assert rig.loop.move_to(np.array([50.0, 50.0, 50.0])).reached
-    np.testing.assert_allclose(rig.sent[-1], [50, 0, 50], rtol=1e-5)
-
-
-def test_a_move_stops_and_gives_up_and_says_so() -> None:
-    """On stop, on an arm that does not come along, and on a robot that is away."""
-    rig, stop = Rig(), threading.Event()
-    rig.arm.on_send = lambda count: stop.set() if count == 10 else None
-    assert rig.loop.move_to(np.full(3, 50.0), stop=stop).outcome == "stopped"
-    blocked = Rig()
-    blocked.arm.on_read = lambda count: {"states": {"arm": np.zeros(3, np.float32)}}
-    result = blocked.loop.move_to(np.array([50.0, 0.0, 50.0]))
-    assert result.outcome == "not there"
-    assert result.error is not None
-    np.testing.assert_allclose(result.error, [-50, 0, -50])
-    gone = Rig(env_patience_s=1.0)
-    gone.arm.on_read = away(10, 10**9)
-    assert gone.loop.move_to(np.full(3, 50.0)).outcome == "env lost"
-    with pytest.raises(ValueError, match="3 finite numbers"):
-        rig.loop.move_to(np.zeros(4))
-
-
-def test_a_move_goes_on_from_where_a_lost_robot_came_back() -> None:
-    """The path begins anew from the measured pose."""
-    rig = Rig()
-    lost = away(20, 60)
-
-    def on_read(count: int) -> None:
-        lost(count)
-        if count == 60:
-            rig.arm.pose = np.array([-30.0, 0.0, 0.0], np.float32)
-
-    rig.arm.on_read = on_read
-    assert rig.loop.move_to(np.array([60.0, 0.0, 0.0])).reached
-    gap = int(np.argmax(np.diff(rig.times)))
-    assert abs(rig.sent[gap + 1][0] + 30) <= rig.safety.speed[0] * TICK * (1 + 1e-6)
-    np.testing.assert_allclose(rig.sent[-1], [60, 0, 0], atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------- observers

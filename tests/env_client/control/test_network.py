@@ -99,6 +99,22 @@ def test_one_request_is_in_flight_and_the_newest_waits() -> None:
     network.close()
 
 
+def test_an_answer_that_waits_to_be_fetched_is_in_flight() -> None:
+    """A request made in the moment between would have the answer before it taken for an old one."""
+    client = Client()
+    network = make(client)
+    deadline = time.monotonic() + PATIENCE_S
+    for count in (1, 2):
+        assert network.submit(request(count, generation=count))
+        # The second is only asked when the first one's answer is there.
+        while len(client.calls) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    assert not network.submit(request(3, generation=1))
+    outcomes(network, 2)
+    network.close()
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -141,10 +157,12 @@ def test_a_failing_server_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch
     deadline = time.monotonic() + PATIENCE_S
     while len(client.calls) < 4 and time.monotonic() < deadline:
         seq += 1
+        network.poll()
         network.submit(request(seq))
         time.sleep(0.002)
     network.close()
     asked = [call["seq"] for call in client.calls]
+    assert len(asked) >= 4
     gaps = np.diff(asked)
     # 0.05, 0.1 and 0.2 s in steps of at least 2 ms: fewer requests than ticks, and each of a newer one.
     assert (gaps > 1).all()

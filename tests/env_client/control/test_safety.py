@@ -8,23 +8,12 @@ from typing import Any
 import draccus
 import numpy as np
 import pytest
-from control_doubles import FPS, PER_RAD, env_spec
+from control_doubles import FPS, PER_RAD, env_spec, safety_filter
 from env_client.control.safety import SafetyConfig, SafetyFilter, Verdict
 from env_client.wire import StateSpec
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 # Largest step of a joint in one tick with the default 1.5 rad/s, in the test arm's unit.
 STEP = 1.5 / FPS * PER_RAD
-
-
-def make(spec: Any = None, start: Any = (0.0, 0.0, 50.0), **config: Any) -> SafetyFilter:
-    """A filter that has begun an episode at `start`; the boundary clamp is off unless asked for."""
-    config = {"boundary_velocity": 0.0} | config
-    safety = SafetyFilter(spec or env_spec(), SafetyConfig(**config), FPS)
-    safety.begin_episode(np.array(start, np.float32), 0)
-    return safety
 
 
 def run(safety: SafetyFilter, target: Any, ticks: int, **kwargs: Any) -> Verdict:
@@ -108,7 +97,7 @@ def test_nothing_is_sent_before_a_pose_is_known() -> None:
 )
 def test_a_wrong_action_holds_the_last_command(action: Any, reason: str) -> None:
     """NaN, infinity, what float32 cannot hold, other shapes and things that are no numbers."""
-    safety = make()
+    safety = safety_filter()
     last = run(safety, [1.0, -1.0, 51.0], 1).action
     verdict = safety.apply(action)
     assert verdict.refused == reason
@@ -120,7 +109,7 @@ def test_a_wrong_action_holds_the_last_command(action: Any, reason: str) -> None
 
 def test_a_stale_action_holds() -> None:
     """Of another episode, or meant for a moment that is too long ago or unknown."""
-    safety = make(max_late_s=2.0)
+    safety = safety_filter(max_late_s=2.0)
     assert safety.apply(np.ones(3), episode=1).refused == "stale"
     assert safety.apply(np.ones(3), late_s=2.1).refused == "stale"
     assert safety.apply(np.ones(3), late_s=float("nan")).refused == "stale"
@@ -130,7 +119,7 @@ def test_a_stale_action_holds() -> None:
 
 def test_no_action_holds_and_counts_as_starved() -> None:
     """None is not a refusal."""
-    safety = make()
+    safety = safety_filter()
     verdict = safety.apply(None)
     assert verdict.refused is None
     assert verdict.held
@@ -140,7 +129,7 @@ def test_no_action_holds_and_counts_as_starved() -> None:
 
 def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """A hundred bad ticks are one log line; after a good one the next is said again."""
-    safety = make()
+    safety = safety_filter()
     with caplog.at_level(logging.WARNING):
         for _ in range(100):
             safety.apply(np.full(3, np.nan))
@@ -153,42 +142,44 @@ def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_held_joints_keep_their_pose() -> None:
     """A joint by its name, or a part with all its joints."""
-    safety = make(hold=("joint_0.pos",))
+    safety = safety_filter(hold=("joint_0.pos",))
     assert run(safety, [50.0, 50.0, 50.0], 100).action[0] == 0.0
     two = env_spec(6, gripper=False, states=(StateSpec("left_arm", 3), StateSpec("right_arm", 3)))
-    safety = make(two, start=np.zeros(6), hold=("right_arm",))
+    safety = safety_filter(two, start=np.zeros(6), hold=("right_arm",))
     np.testing.assert_allclose(run(safety, np.full(6, 9.0), 100).action, [9, 9, 9, 0, 0, 0])
 
 
 def test_the_gripper_is_binarized_with_hysteresis() -> None:
     """Between the thresholds it keeps its side; beyond them it goes all the way."""
-    safety = make(binarize_gripper=True, start=(0.0, 0.0, 100.0))
+    safety = safety_filter(binarize_gripper=True, start=(0.0, 0.0, 100.0))
     targets = [run(safety, [0, 0, value], 1).stages["gripper"][2] for value in (50, 41, 40, 50, 59, 60, 45)]
     assert targets == [100, 100, 0, 0, 0, 100, 100]
-    closed = make(binarize_gripper=True, start=(0.0, 0.0, 10.0))
+    closed = safety_filter(binarize_gripper=True, start=(0.0, 0.0, 10.0))
     assert run(closed, [0, 0, 50], 1).stages["gripper"][2] == 0
 
 
 def test_the_gripper_may_close_upwards() -> None:
     """On the Astribot 100 is closed: the order of the thresholds says so."""
-    safety = make(binarize_gripper=True, gripper_open_at=40.0, gripper_close_at=60.0, start=(0.0, 0.0, 0.0))
+    safety = safety_filter(
+        binarize_gripper=True, gripper_open_at=40.0, gripper_close_at=60.0, start=(0.0, 0.0, 0.0)
+    )
     targets = [run(safety, [0, 0, value], 1).stages["gripper"][2] for value in (50, 60, 50, 40)]
     assert targets == [0, 100, 100, 0]
-    safety = make(binarize_gripper=True, gripper_closed_value=8.0, gripper_open_value=70.0)
+    safety = safety_filter(binarize_gripper=True, gripper_closed_value=8.0, gripper_open_value=70.0)
     assert run(safety, [0, 0, 20], 1).stages["gripper"][2] == 8
     assert run(safety, [0, 0, 90], 1).stages["gripper"][2] == 70
 
 
 def test_smoothing_averages_the_last_targets() -> None:
     """N targets, of which those before the first are the start pose."""
-    safety = make(smooth=4)
+    safety = safety_filter(smooth=4)
     means = [run(safety, [1.0, 0, 50], 1).stages["smooth"][0] for _ in range(5)]
     assert means == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_smoothing_starts_anew_after_a_hold() -> None:
     """What was meant before a pause is not averaged with what is meant after it."""
-    safety = make(smooth=4)
+    safety = safety_filter(smooth=4)
     run(safety, [2.0, 0, 50], 3)
     stood = safety.apply(None).action[0]
     np.testing.assert_allclose(run(safety, [2.0, 0, 50], 1).stages["smooth"][0], (3 * stood + 2.0) / 4)
@@ -196,7 +187,7 @@ def test_smoothing_starts_anew_after_a_hold() -> None:
 
 def test_the_boundary_clamp_lasts_until_the_gap_is_closed() -> None:
     """The jump does not move from the boundary tick to the tick after it."""
-    safety = make(boundary_velocity=0.3)
+    safety = safety_filter(boundary_velocity=0.3)
     clamp = 0.3 / FPS * PER_RAD
     sent = [safety.apply(np.array([2.0, 0, 50]), boundary=index == 0).action[0] for index in range(6)]
     np.testing.assert_allclose(np.diff([0.0, *sent[:4]]), [clamp, clamp, clamp, 2.0 - 3 * clamp], rtol=1e-5)
@@ -207,20 +198,20 @@ def test_the_boundary_clamp_lasts_until_the_gap_is_closed() -> None:
 
 def test_the_boundary_clamp_allows_the_steps_of_the_chunk_itself() -> None:
     """A fast chunk is not slowed down where it begins."""
-    safety = make(boundary_velocity=0.3)
+    safety = safety_filter(boundary_velocity=0.3)
     verdict = safety.apply(np.array([2.0, 2.0, 50]), boundary=True, inner_step=np.array([2.5, 0.0, 0.0]))
     np.testing.assert_allclose(verdict.action[:2], [2.0, 0.3 / FPS * PER_RAD], rtol=1e-5)
 
 
 def test_the_limits_cut() -> None:
     """Beyond a limit the limit is commanded."""
-    np.testing.assert_array_equal(run(make(), [500, -500, 500], 200).action, [100, -100, 100])
-    np.testing.assert_array_equal(run(make(), [0, 0, -20], 200).action, [0, 0, 0])
+    np.testing.assert_array_equal(run(safety_filter(), [500, -500, 500], 200).action, [100, -100, 100])
+    np.testing.assert_array_equal(run(safety_filter(), [0, 0, -20], 200).action, [0, 0, 0])
 
 
 def test_a_pose_outside_the_limits_only_moves_inwards() -> None:
     """At limited speed, whatever is asked; a hold leaves it where it is."""
-    safety = make(start=(-110.0, 0.0, 50.0))
+    safety = safety_filter(start=(-110.0, 0.0, 50.0))
     assert safety.apply(None).action[0] == -110
     sent = [safety.apply(np.array([-150.0, 0, 50])).action[0] for _ in range(10)]
     steps = np.diff([-110.0, *sent])
@@ -231,27 +222,27 @@ def test_a_pose_outside_the_limits_only_moves_inwards() -> None:
 
 def test_the_velocity_is_limited_against_the_last_command() -> None:
     """rad/s are converted through the robot's scale; the gripper has its own limit in % per second."""
-    verdict = run(make(), [90, -90, 0], 3)
+    verdict = run(safety_filter(), [90, -90, 0], 3)
     np.testing.assert_allclose(verdict.action, [3 * STEP, -3 * STEP, 50 - 3 * 200 / FPS], rtol=1e-5)
 
 
 def test_the_older_flag_counts_in_radians_per_frame() -> None:
     """max_velocity_per_frame replaces max_velocity; the gripper's limit stays."""
-    verdict = run(make(max_velocity_per_frame=0.1), [90, -90, 0], 1)
+    verdict = run(safety_filter(max_velocity_per_frame=0.1), [90, -90, 0], 1)
     np.testing.assert_allclose(verdict.action, [0.1 * PER_RAD, -0.1 * PER_RAD, 50 - 200 / FPS], rtol=1e-5)
 
 
 def test_a_late_tick_gets_no_larger_step() -> None:
     """One nominal period counts, however late; an early tick counts as what it is."""
-    assert run(make(), [90, 0, 50], 1, dt_s=1.0).action[0] == pytest.approx(STEP, rel=1e-5)
-    assert run(make(), [90, 0, 50], 1, dt_s=0.5 / FPS).action[0] == pytest.approx(STEP / 2, rel=1e-5)
+    assert run(safety_filter(), [90, 0, 50], 1, dt_s=1.0).action[0] == pytest.approx(STEP, rel=1e-5)
+    assert run(safety_filter(), [90, 0, 50], 1, dt_s=0.5 / FPS).action[0] == pytest.approx(STEP / 2, rel=1e-5)
     for broken in (0.0, -1.0, float("nan")):
-        assert run(make(), [90, 0, 50], 1, dt_s=broken).action[0] == 0.0
+        assert run(safety_filter(), [90, 0, 50], 1, dt_s=broken).action[0] == 0.0
 
 
 def test_the_first_command_is_limited_against_the_measured_pose() -> None:
     """The pose of the tick itself, not the one that the episode began with."""
-    safety = make()
+    safety = safety_filter()
     verdict = safety.apply(np.array([90.0, 0, 50]), measured=np.array([10.0, 0, 50]))
     assert verdict.action[0] == pytest.approx(10 + STEP, rel=1e-5)
     # From here on the command counts, not where gravity pulls the arm.
@@ -261,7 +252,7 @@ def test_the_first_command_is_limited_against_the_measured_pose() -> None:
 
 def test_a_measured_pose_that_is_no_pose_holds() -> None:
     """The first command waits for a pose that it can be limited against."""
-    safety = make()
+    safety = safety_filter()
     verdict = safety.apply(np.ones(3), measured=np.array([0.0, np.nan, 0.0]))
     assert verdict.refused == "measured pose not finite"
     np.testing.assert_array_equal(verdict.action, [0, 0, 50])
@@ -269,7 +260,7 @@ def test_a_measured_pose_that_is_no_pose_holds() -> None:
 
 def test_after_an_outage_the_measured_pose_counts_again() -> None:
     """Within one step of it, and inside of that as near to the last command as can be."""
-    safety = make()
+    safety = safety_filter()
     run(safety, [40.0, 0, 50], 100)
     safety.rebase(np.array([39.0, 0.0, 50.0]))
     assert safety.apply(np.array([40.0, 0, 50]), measured=np.array([39.0, 0, 50])).action[0] == 40
@@ -280,7 +271,7 @@ def test_after_an_outage_the_measured_pose_counts_again() -> None:
 
 def test_a_hold_does_not_follow_the_measured_pose() -> None:
     """An arm that is told its own sagging pose at each tick would creep down."""
-    safety = make()
+    safety = safety_filter()
     run(safety, [40.0, 0, 50], 100)
     safety.rebase(np.array([-20.0, 0.0, 50.0]))
     held = [safety.apply(None, measured=np.array([-20.0 - tick, 0, 50])).action[0] for tick in range(20)]
@@ -290,113 +281,7 @@ def test_a_hold_does_not_follow_the_measured_pose() -> None:
 
 def test_our_own_paths_are_neither_smoothed_nor_binarized() -> None:
     """`direct` leaves limits and velocity in force."""
-    safety = make(smooth=10, binarize_gripper=True)
+    safety = safety_filter(smooth=10, binarize_gripper=True)
     verdict = safety.apply(np.array([1.0, 0, 52.0]), direct=True)
     np.testing.assert_allclose(verdict.action, [1, 0, 52])
     assert run(safety, [500.0, 0, 52.0], 100, direct=True).action[0] == 100
-
-
-# -------------------------------------------------------------------------------------------- together
-
-
-def test_the_steps_come_in_the_fixed_order() -> None:
-    """One action that every step has something to say to."""
-    safety = make(
-        hold=("joint_1.pos",),
-        binarize_gripper=True,
-        smooth=2,
-        boundary_velocity=3.0,
-        start=(97.0, 0.0, 100.0),
-    )
-    verdict = safety.apply(np.array([300.0, 70.0, 30.0]), boundary=True)
-    clamp = 3.0 / FPS * PER_RAD
-    expected = {
-        "requested": [300, 70, 30],
-        "parts": [300, 0, 30],
-        "gripper": [300, 0, 0],
-        "smooth": [(97 + 300) / 2, 0, 50],
-        # The gripper is never slower at a boundary than elsewhere.
-        "boundary": [97 + clamp, 0, 100 - 200 / FPS],
-        "limits": [100, 0, 100 - 200 / FPS],
-        "velocity": [97 + STEP, 0, 100 - 200 / FPS],
-    }
-    assert list(verdict.stages) == list(expected)
-    for name, target in expected.items():
-        np.testing.assert_allclose(verdict.stages[name], target, err_msg=name)
-    assert set(safety.interventions) == {"gripper", "smooth", "boundary", "limits", "velocity"}
-
-
-numbers = st.one_of(
-    st.floats(allow_nan=True, allow_infinity=True, width=64),
-    st.sampled_from([np.nan, np.inf, -np.inf, 1e300, -1e38, 3.4e38, 0.0, -0.0, 100.0, -100.0, 1e-45]),
-    st.floats(-150, 150),
-)
-actions = st.one_of(
-    st.none(),
-    hnp.arrays(np.float64, 3, elements=numbers),
-    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5)),
-    st.lists(numbers, max_size=5),
-    st.sampled_from(["up", b"\0", {}, object(), True, 7]),
-)
-ticks = st.fixed_dictionaries(
-    {
-        "action": actions,
-        "boundary": st.booleans(),
-        "dt_s": st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 0.1)),
-        "late_s": st.one_of(st.none(), st.floats(allow_nan=True)),
-        "episode": st.sampled_from([None, 0, 1]),
-        "direct": st.booleans(),
-        "measured": st.one_of(st.none(), hnp.arrays(np.float32, 3, elements=st.floats(-150, 150, width=32))),
-        "inner_step": st.one_of(st.none(), hnp.arrays(np.float64, 3, elements=numbers)),
-    }
-)
-configs = st.fixed_dictionaries(
-    {
-        "max_velocity": st.floats(1e-3, 100),
-        "gripper_max_velocity": st.floats(1e-3, 1e4),
-        "smooth": st.integers(0, 6),
-        "boundary_velocity": st.sampled_from([0.0, 0.3]),
-        "binarize_gripper": st.booleans(),
-        "hold": st.sampled_from([(), ("joint_1.pos",)]),
-    }
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    start=hnp.arrays(np.float32, 3, elements=st.floats(-150, 150, width=32)),
-    sequence=st.lists(ticks, min_size=1, max_size=25),
-    config=configs,
-    data=st.data(),
-)
-def test_whatever_comes_in_nothing_unsafe_goes_out(start: Any, sequence: Any, config: Any, data: Any) -> None:
-    """Finite, (A,) float32; inside the limits or moving towards them; never faster than the limit allows."""
-    spec = env_spec()
-    safety = make(spec, start=start, **config)
-    last, first = start.astype(np.float64), True
-    for index, tick in enumerate(sequence):
-        if index and data.draw(st.integers(0, 9)) == 0:
-            pose = data.draw(hnp.arrays(np.float32, 3, elements=st.floats(-150, 150, width=32)))
-            safety.rebase(pose)
-            last, first = pose.astype(np.float64), True
-        if first and tick["measured"] is not None:
-            last = tick["measured"].astype(np.float64)
-        verdict = safety.apply(**tick)
-        sent = verdict.action
-        assert sent.shape == (3,)
-        assert sent.dtype == np.float32
-        assert np.isfinite(sent).all()
-        command = sent.astype(np.float64)
-        dt = tick["dt_s"]
-        dt = 1 / FPS if dt is None else min(dt, 1 / FPS) if dt > 0 else 0.0
-        # A hold repeats the last command; the first one is at most one nominal step from the measured pose.
-        reach = safety.speed * (1 / FPS if verdict.held else dt)
-        assert (np.abs(command - last) <= reach).all()
-        inside = (command >= spec.lower) & (command <= spec.upper)
-        towards = np.abs(command - np.clip(command, spec.lower, spec.upper)) <= np.abs(
-            last - np.clip(last, spec.lower, spec.upper)
-        ) + (reach if first else 0.0)
-        assert (inside | towards).all()
-        if verdict.held and not first:
-            np.testing.assert_array_equal(command, last)
-        last, first = command, False

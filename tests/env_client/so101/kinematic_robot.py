@@ -1,11 +1,12 @@
 """An SO-101 without hardware and without physics: the real servo bus and control socket on first-order servos.
 
-`kinematic_robot.py FOLDER [ARMS]` runs it as a process: ports, calibration, cameras.json and servos.jsonl lie in
-FOLDER; the line that it prints names the control port.
+`kinematic_robot.py FOLDER` runs it as a process: ports, calibration, cameras.json and the servos' log lie in FOLDER; the
+line that it prints names the control port.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
@@ -32,8 +33,11 @@ class KinematicWorld:
 
     timestep = 0.002
 
-    def __init__(self, arms: int = 1) -> None:
+    def __init__(self, arms: int = 1, size: tuple[int, int] = (480, 640), *, noise: bool = False) -> None:
         self.n_arms = arms
+        self.size = size
+        # No two pictures are the same, as with a real camera: small ones show no small motion otherwise.
+        self._noise = np.random.default_rng(0) if noise else None
         self.camera_names = CAMERAS[arms]
         self.joint_lower, self.joint_upper = LOWER, UPPER
         self.reset()
@@ -70,12 +74,16 @@ class KinematicWorld:
             self.time += self.timestep
 
     def render(self, camera: str) -> np.ndarray:
-        image = np.zeros((480, 640, 3), np.uint8)
+        height, width = self.size
+        image = np.zeros((height, width, 3), np.uint8)
+        bar = height // 12
         # A red picture in front, green ones at the wrists: swapped channels or cameras would show.
         image[:, :, 0 if camera == "front" else 1] = 120
         for row, q in enumerate(np.concatenate(self._q)):
-            column = int(np.clip((q + 3.0) / 6.0 * 600, 0, 599))
-            image[row * 40 : row * 40 + 40, column : column + 40] = 255
+            column = int(np.clip((q + 3.0) / 6.0, 0, 1) * (width - bar - 1))
+            image[row * bar : row * bar + bar, column : column + bar] = 255
+        if self._noise is not None:
+            image[-8:] = self._noise.integers(0, 256, (8, width, 3), np.uint8)
         return image
 
     def success(self) -> bool:
@@ -117,11 +125,18 @@ def until(condition: Callable[[], Any], limit: float = 5.0, every: float = 0.02)
     return bool(condition())
 
 
-def main(folder: Path, arms: int = 1) -> None:
+def main(
+    folder: Path,
+    arms: int = 1,
+    log: str = "servos.jsonl",
+    camera_port: int = 0,
+    size: tuple[int, int] = (480, 640),
+    *,
+    noise: bool = False,
+) -> None:
     links = [folder / f"port{arm}" for arm in range(arms)]
-    twin = Twin(
-        KinematicWorld(arms), links, camera_port=0, log_path=folder / "servos.jsonl", bus_process=True
-    )
+    world = KinematicWorld(arms, size, noise=noise)
+    twin = Twin(world, links, camera_port=camera_port, log_path=folder / log, bus_process=True)
     for chain, name in zip(twin.chains, arm_ids("virtual", arms), strict=True):
         chain.calibration.save(folder / "calibration" / f"{name}.json")
     ended = threading.Event()
@@ -129,7 +144,9 @@ def main(folder: Path, arms: int = 1) -> None:
     twin.start()
     server.start(twin)
     assert twin.cameras is not None
-    (folder / "cameras.json").write_text(json.dumps(twin.cameras.config))
+    sizes = {"height": size[0], "width": size[1]}
+    cameras = {name: camera | sizes for name, camera in twin.cameras.config.items()}
+    (folder / "cameras.json").write_text(json.dumps(cameras))
     print(json.dumps({"control_port": server.port}), flush=True)
     # Ends with the test: its end of the pipe closes then.
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
@@ -139,4 +156,13 @@ def main(folder: Path, arms: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arms", type=int, default=1)
+    parser.add_argument("--log", default="servos.jsonl")
+    parser.add_argument("--camera-port", type=int, default=0, help="the first camera's; 0: any")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="rows and columns of a picture")
+    parser.add_argument("--noise", action="store_true", help="no two pictures are the same")
+    options = parser.parse_args()
+    size = tuple(options.size)
+    main(options.folder, options.arms, options.log, options.camera_port, size, noise=options.noise)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from env_client.wire import PROTOCOL, pack, unpack
 from kinematic_robot import calibration, until
 from numpy_policy import Options
@@ -88,6 +89,7 @@ class NonsenseServer:
             self.good += 1
 
 
+@pytest.mark.slow
 def test_nonsense_never_reaches_a_servo(start_robot: Make, start_client: Make) -> None:
     """NaN, infinity, a wrong dimension, no array, a chunk of another episode, the answer to an old request, and a
     network that stalls for five seconds: the arm follows the good answers only, within limits, and goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,36 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from env_client.wire import pack, unpack
+from fault_evidence import violations
 from kinematic_robot import calibration, until
 from websockets.sync.server import serve
 
 Make = Callable[..., Any]
 
-# rad/s that these runs allow, and how much of it whole ticks and the clock's jitter may add.
+# rad/s that these runs allow.
 SPEED = 1.0
-TICKS_PER_RAD = 4096 / (2 * np.pi)
 
 
 def assert_safe(robot: Any, speed: float = SPEED) -> None:
     """The servo log proves it: every goal within the calibrated range, and no joint commanded faster than allowed."""
-    goals = robot.goals()
-    assert goals, "nothing was commanded at all"
-    for (arm, joint), commands in goals.items():
-        calibrated = next(j for j, name in zip(calibration(arm).joints, JOINTS, strict=True) if name == joint)
-        assert commands.ticks.min() >= calibrated.range_min, joint
-        assert commands.ticks.max() <= calibrated.range_max, joint
-        if joint == "gripper":
-            continue
-        # Over any window of 0.3 s: single packets may come close together when a process was not scheduled.
-        for start in range(0, len(commands.ticks), 3):
-            inside = (commands.wall >= commands.wall[start]) & (commands.wall <= commands.wall[start] + 0.3)
-            moved = np.ptp(commands.ticks[inside])
-            assert moved <= speed * TICKS_PER_RAD * (0.3 + 1 / 30) + 4, f"{joint}: {moved} ticks in 0.3 s"
-
-
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    assert robot.goals(), "nothing was commanded at all"
+    assert violations(robot.folder / "servos.jsonl", speed) == []
 
 
 def slow(*values: Any) -> Any:
@@ -174,7 +162,7 @@ def test_signals_end_in_the_exit_state(
     """In the middle of a motion: one clean stop, torque off as asked."""
     robot, server = start_robot(), start_server(horizon=30)
     client = start_client(robot, server, "--on-exit", "relax")
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
     client.process.send_signal(number)
     assert client.wait(10) == 128 + number, client.output
     assert client.output.count("Torque off.") == 1
@@ -198,7 +186,7 @@ def test_the_supervisor_stops_the_robot(
     """A control process that is killed or hangs in the middle of a motion: the supervisor takes the bus over."""
     robot, server = start_robot(), start_server(horizon=30)
     client = start_client(robot, server, "--on-exit", on_exit, hang=1.5)
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
     os.kill(client.control_pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     assert client.wait(25) == 1, client.output
     assert "the supervisor stopped the robot" in client.output
@@ -222,7 +210,7 @@ def test_server_restarts_in_the_middle_of_an_episode(
     """The robot holds while the server is gone and goes on when it is back, in the same episode."""
     robot, server = start_robot(), start_server(horizon=20)
     client = start_client(robot, server, "--episode-time-s", "60")
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
     server.kill()
     assert until(lambda: not moves(robot), 10)
     assert still(robot)
@@ -243,7 +231,7 @@ def test_a_server_that_stays_away_ends_the_run(
     """With patience set, a lost server ends in the exit state."""
     robot, server = start_robot(), start_server(horizon=20)
     client = start_client(robot, server, "--server-patience-s", "2", "--on-exit", "relax")
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
     server.kill()
     assert client.wait(20) == 1, client.output
     assert "no chunk came for 2 s; the run ends" in client.output
@@ -259,7 +247,7 @@ def test_a_faulty_policy_moves_nothing_and_ctrl_c_ends_it(
     robot, server = start_robot(), start_server(horizon=20, behaviour=behaviour)
     client = start_client(robot, server, "--on-exit", "relax")
     before = robot_pose(robot)
-    assert until(lambda: commanded(robot) > 40, 30), client.output
+    assert until(lambda: commanded(robot) > 40, 120), client.output
     np.testing.assert_allclose(robot_pose(robot), before, atol=3)
     os.killpg(client.process.pid, signal.SIGINT)
     assert client.wait(10) == 130, client.output
@@ -279,7 +267,7 @@ def test_faults_hold_and_go_on_and_a_crash_is_caught(
     client = start_client(
         robot, server, "--env.frozen-camera-s", "0.5", "--max-velocity", str(SPEED), "--on-exit", "relax"
     )
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
 
     def goes_on() -> None:
         count = commanded(robot)
@@ -330,13 +318,27 @@ def test_no_server_is_waited_for_and_ctrl_c_ends_it(start_robot: Make, start_cli
 
 
 @pytest.mark.slow
+def test_without_its_supervisor_nobody_waits_for_a_server(start_robot: Make, start_client: Make) -> None:
+    """Killed before there is a server: control ends as well, and the robot was never touched."""
+    robot = start_robot()
+    client = start_client(robot, None, "--port", "9")
+    assert until(lambda: "Waiting for a policy server" in client.output, 120), client.output
+    control = psutil.Process(client.control_pid)
+    os.kill(client.process.pid, signal.SIGKILL)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        control.wait(60)
+    assert until(lambda: "Stopped before the robot was touched." in client.output, 5), client.output
+    assert not robot.torque()
+
+
+@pytest.mark.slow
 def test_without_its_supervisor_the_control_process_stops(
     start_robot: Make, start_server: Make, start_client: Make
 ) -> None:
     """When the supervisor is killed, nobody would catch a hang: the run ends in the exit state."""
     robot, server = start_robot(), start_server(horizon=30)
     client = start_client(robot, server, "--on-exit", "relax")
-    assert until(lambda: moves(robot), 30), client.output
+    assert until(lambda: moves(robot), 120), client.output
     os.kill(client.process.pid, signal.SIGKILL)
     assert until(lambda: not any(robot.torque().values()), 10), client.output
     assert until(lambda: "The supervisor is gone; stopping." in client.output, 5)

@@ -142,9 +142,22 @@ def test_a_lost_supervisor_is_seen() -> None:
     os.close(write)
 
 
+def test_a_lost_supervisor_is_told_without_a_beat() -> None:
+    """Who waits for a server does not beat, and still learns that nobody watches any more."""
+    read, write = os.pipe()
+    heart, told = Heartbeat(write), threading.Event()
+    heart.on_loss(told.set)
+    assert not told.wait(0.1)
+    os.close(read)
+    assert told.wait(20)
+    assert heart.lost
+    os.close(write)
+
+
 def test_without_a_supervisor_it_does_nothing() -> None:
     """A heartbeat without a pipe is silent."""
     heart = Heartbeat(None)
+    heart.on_loss(lambda: pytest.fail("there is none to be lost"))
     heart.arm(StopPlan("nothing:at_all"))
     heart.beat()
     assert not heart.lost

@@ -12,12 +12,12 @@ import pytest
 from env_client.envs.robots import VirtualConfig
 from env_client.envs.virtual import VirtualRobot, attach
 from kinematic_robot import until
-from virtual_so101.gl import gl_backend
+from needs_gl import needs_gl
 from virtual_so101.servo_log import goals_of, read_servo_log
 
 Make = Callable[..., Any]
 
-pytestmark = pytest.mark.skipif(gl_backend() is None, reason="rendering needs EGL or OSMesa")
+pytestmark = needs_gl
 
 
 @pytest.mark.slow

@@ -21,7 +21,9 @@ from env_client.cli import CliError, fail, parse
 from env_client.client_config import find_task, with_env_type
 from env_client.envs.config import EnvConfig
 from env_client.envs.env import EnvError, EnvSpec, Observation
+from env_client.envs.plug_ins import register_robots
 from env_client.envs.robots import SO101Config, VirtualConfig
+from env_client.wire import decode_image
 
 __all__ = ["CheckConfig", "main"]
 
@@ -71,6 +73,7 @@ class Readings:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    register_robots(lambda sentence: print(f"{PROG}: {sentence}", file=sys.stderr))
     try:
         config = parse(
             CheckConfig, with_env_type(arguments), prog=PROG, description=DESCRIPTION, aliases=ALIASES
@@ -173,9 +176,10 @@ def _camera_table(env: Any, readings: Readings, folder: Path) -> tuple[str, list
 
     spec, problems = env.spec, []
     rows = [("camera", "size", "fps", "age", "picture")]
-    rates = env.cameras.rates()
+    # A robot of another package may read its cameras by itself.
+    rates = env.cameras.rates() if hasattr(env, "cameras") else {}
     for name in spec.cameras:
-        image = readings.last.images[name]
+        image = decode_image(readings.last.images[name])
         path = folder / f"{name}.png"
         folder.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
@@ -185,7 +189,7 @@ def _camera_table(env: Any, readings: Readings, folder: Path) -> tuple[str, list
             (
                 name,
                 f"{image.shape[1]}x{image.shape[0]}",
-                f"{rates[name]:.1f}",
+                f"{rates[name]:.1f}" if name in rates else "-",
                 f"{age * 1e3:.0f} ms",
                 str(path),
             )

@@ -22,7 +22,7 @@ from env_client.envs.env import Observation
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
 from env_client.wire import ErrorCode, WireError
 
-__all__ = ["ChunkAsker", "EpisodeRecord", "Pace", "ReplayStopped", "replay_episode"]
+__all__ = ["ChunkAsker", "EpisodeRecord", "Pace", "ReplayStopped", "ReplayedTick", "replay_episode"]
 
 # Answers that get better by waiting.
 PASSING = (ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.SUPERSEDED)
@@ -111,6 +111,7 @@ class ChunkAsker:
         self.infer_ms: list[float] = []
         self.reconnects = 0
         self._spec = client.spec
+        self._identity = client.identity
         self._action_dim = action_dim
         self._say = say
 
@@ -171,7 +172,7 @@ class ChunkAsker:
             self.client.connect()
         except (ConnectionLost, WireError) as error:
             raise ReplayStopped(str(error)) from error
-        if self.client.spec != self._spec:
+        if self.client.identity != self._identity:
             raise ReplayStopped("the server came back with another policy: run the replay again")
         self.reconnects += 1
         self._say("Connected again; the replay goes on.")
@@ -190,20 +191,38 @@ class ChunkAsker:
         return chunk
 
 
+@dataclass(frozen=True)
+class ReplayedTick:
+    """One tick of the replay, as whoever looks on gets it."""
+
+    tick: int
+    observation: Observation
+    # (A,) what the policy says, and what was commanded when it was recorded.
+    action: np.ndarray
+    recorded: np.ndarray
+    # (H, A) the chunk that the action comes from, and its row.
+    chunk: np.ndarray
+    index: int
+
+
 def replay_episode(
     env: DatasetEnv,
     asker: ChunkAsker,
     record: EpisodeRecord,
     first: Observation,
     pace: Pace,
-    on_tick: Callable[[], object] = lambda: None,
+    on_tick: Callable[[ReplayedTick], object] = lambda tick: None,
+    turn: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Fill `record` from the episode that `env.reset()` has just begun with the observation `first`."""
+    """Fill `record` from the episode that `env.reset()` has just begun with the observation `first`.
+
+    `turn` is asked before each tick and may wait; where it says False, the episode ends.
+    """
     asker.begin_episode()
     observation, past = first, deque[Observation](maxlen=asker.history_ticks)
     chunk, captured = np.zeros((0, env.spec.action_dim), np.float32), 0
     pose = np.full(env.spec.action_dim, np.nan, np.float32)
-    while not env.done:
+    while not env.done and turn():
         tick = env.tick
         if tick - captured >= len(chunk):
             chunk, captured = asker.ask(observation, tuple(past), env.episode), tick
@@ -212,10 +231,10 @@ def replay_episode(
         action = chunk[tick - captured]
         record.predicted[tick], record.still[tick] = action, pose
         pace.wait()
+        on_tick(ReplayedTick(tick, observation, action, env.recorded_action(), chunk, tick - captured))
         env.apply_action(action)
         past.append(observation)
         observation = env.get_observation()
-        on_tick()
 
 
 def _pose(env: DatasetEnv, observation: Observation) -> np.ndarray:

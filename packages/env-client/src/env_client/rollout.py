@@ -27,16 +27,22 @@ import numpy as np
 
 from env_client.client_config import ClientConfig, Task, find_task
 from env_client.console import Console, ConsoleHandler
-from env_client.control import ControlLoop, EpisodeResult, SafetyFilter, make_source
+from env_client.control import ControlLoop, SafetyFilter, make_source
 from env_client.control.heartbeat import Heartbeat
 from env_client.control.network import encode_observation
 from env_client.envs.env import EnvError, EnvSpec
-from env_client.envs.make import LiveEnv, RobotFile, make_env, read_robot_file
+from env_client.envs.make import LiveEnv, OwnSafety, RobotFile, Stoppable, make_env, read_robot_file
+from env_client.episodes import Episodes
 from env_client.fit import doubts, misfits
-from env_client.policy_server import SamePolicy, describe, plain_spec
-from env_client.run_status import StatusThread
-from env_client.summary import format_episode, write_results
-from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
+from env_client.keys import Keys
+from env_client.policy_server import PolicyClient, SamePolicy, connect, describe, plain_spec, require_policy
+from env_client.sidecar.config import SidecarConfig
+from env_client.sidecar.describe import describe_run
+from env_client.sidecar.feed import SidecarFeed
+from env_client.sidecar.types import Mark
+from env_client.steering import Steering
+from env_client.summary import write_results
+from env_client.websocket_client_policy import ConnectionLost
 from env_client.wire import InvalidInput, PolicySpec, WireError
 
 __all__ = ["Rollout", "main"]
@@ -52,10 +58,11 @@ class _Stopped(Exception):
 
 
 def main() -> None:
-    """Read the config from the file descriptor in argv[1]; argv[2] is the heartbeat's."""
+    """Read the config from the file descriptor in argv[1]; argv[2] is the panel's listening socket (-1: none),
+    argv[3] the heartbeat's pipe."""
     with os.fdopen(int(sys.argv[1]), "rb") as stream:
-        config: ClientConfig = pickle.load(stream)
-    code = Rollout(config, Heartbeat(int(sys.argv[2]))).run()
+        config: ClientConfig = pickle.load(stream)  # written by our parent process  # nosec B301
+    code = Rollout(config, Heartbeat(int(sys.argv[3])), panel_fd=int(sys.argv[2])).run()
     with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
         sys.stdout.flush()
     # Not sys.exit: a camera's or a driver's thread may sit in a call that nobody can interrupt.
@@ -65,17 +72,25 @@ def main() -> None:
 class Rollout:
     """One run. `run` returns the exit code."""
 
-    def __init__(self, config: ClientConfig, heartbeat: Heartbeat) -> None:
+    def __init__(self, config: ClientConfig, heartbeat: Heartbeat, *, panel_fd: int = -1) -> None:
         self.config = config
+        self.panel_fd = panel_fd
         self.heartbeat = heartbeat
         self.console = Console()
-        self.stop = threading.Event()
-        self.results: list[EpisodeResult] = []
-        self._between = threading.Event()
+        self.steering = Steering(
+            self,
+            episodes=config.num_episodes,
+            attended=config.attended,
+            publish=lambda state: self.feed.state(state) if self.feed is not None else None,
+            on_mark=self._mark,
+            say=self.console.say,
+        )
+        # Whoever records and shows the run; None where nobody does.
+        self.feed: SidecarFeed | None = None
         self._starting = True
         self._engaged = False
         self._clean = True
-        self._client: WebsocketClientPolicy | None = None
+        self._client: PolicyClient | None = None
         self._env: LiveEnv | None = None
         self._closing: list[Any] = []
 
@@ -84,6 +99,8 @@ class Rollout:
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Who waits for a server does not beat, and would wait for ever without a supervisor.
+        self.heartbeat.on_loss(self._stop_waiting)
         handler = ConsoleHandler(self.console)
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         logging.getLogger("env_client").setLevel(logging.INFO)
@@ -91,8 +108,9 @@ class Rollout:
         logging.getLogger("lerobot").setLevel(logging.ERROR)
         code = 0
         try:
+            self._open_feed()
             self._start()
-            code = self._episodes()
+            code = self._episodes.run()
         except _Stopped:
             self.console.say("Stopped before the robot was touched.")
         except (EnvError, ConnectionLost, WireError, ValueError) as error:
@@ -104,19 +122,71 @@ class Rollout:
         return self._finish(code)
 
     def _on_sigterm(self, _number: int, _frame: Any) -> None:
-        self._stop()
+        self.steering.end()
         if self._starting:
             raise _Stopped
 
-    def _stop(self) -> None:
-        self.stop.set()
-        self._between.set()
+    def _stop_waiting(self) -> None:
+        if self._starting:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _beat(self, _now: float = 0.0) -> None:
         self.heartbeat.beat()
-        if self.heartbeat.lost and not self.stop.is_set():
+        if self.heartbeat.lost and not self.steering.ended:
             self.console.say("The supervisor is gone; stopping.")
-            self._stop()
+            self.steering.end()
+
+    # --------------------------------------------------------------------------- who records and shows the run
+
+    def _open_feed(self) -> None:
+        panel = self.panel_fd if self.panel_fd >= 0 else None
+        config = SidecarConfig(
+            log=self.config.log,
+            record=self.config.record,
+            rerun=self.config.rerun,
+            panel=self.config.panel if panel is not None else None,
+            panel_fd=panel,
+        )
+        if config.wanted:
+            self.feed = SidecarFeed(config, say=self.console.say, on_command=self.steering.command)
+            self.feed.state(self.steering.state())
+        if panel is not None:
+            os.close(panel)
+
+    def _follow(self, env: LiveEnv) -> None:
+        if self.feed is None:
+            return
+        self.loop.publish_to(self.feed)
+        self.feed.follow(self.source)
+        self.feed.begin_run(
+            describe_run(
+                self.config,
+                env.spec,
+                self._policy,
+                fps=self.fps,
+                server=f"{self.config.host}:{self.config.port}",
+                prompt=self._prompt,
+                execution=self.config.execution,
+            )
+        )
+        if not self.feed.wait_ready():
+            self.console.say("What records and shows the run did not start in time; the run goes on.")
+
+    def _mark(self, episode: int, success: bool, note: str) -> None:
+        if self.feed is not None:
+            self.feed.mark(Mark(self.config.first_episode + episode, success, note))
+
+    # ------------------------------------------------------------------------- what steering does to the run
+
+    def pause(self) -> None:
+        self.loop.pause()
+
+    def resume(self) -> None:
+        self.loop.resume()
+
+    def set_prompt(self, prompt: str) -> None:
+        """From the next request on; an empty one leaves it to the policy."""
+        self.source.prompt = prompt or None
 
     # ---------------------------------------------------------------------------------------- the start
 
@@ -124,38 +194,58 @@ class Rollout:
         config = self.config
         task = find_task(config.task)
         self._prompt = config.prompt or task.prompt
-        client = self._client = WebsocketClientPolicy(
-            config.host,
-            config.port,
-            config.api_key or os.environ.get("GRASP_CUBE_API_KEY"),
-            connect_timeout_s=config.connect_timeout_s or None,
-            timeout_s=config.timeout_s,
-            on_status=self.console.say,
-            image_codec=config.image_codec,
-        )
+        client = self._client = connect(config, self._prompt, self.console.say)
         client.connect_timeout_s = _RECONNECT
+        require_policy(client)
         self.console.say(f"Connected! {describe(client)}")
-        env = self._env = make_env(config.env, task=self._prompt, dry_run=config.loop.dry_run)
+        env = self._env = make_env(
+            config.env,
+            task=self._prompt,
+            dry_run=config.loop.dry_run,
+            policy=client.spec,
+            action_dim=getattr(client, "dimensions", (0, 0))[1] or None,
+        )
         env.connect()
         self._file = read_robot_file(config.env, env.spec.type)
         self._policy = self._fit(client, env, task)
         self.fps = config.fps or self._policy.fps or 30.0
         safety = replace(config.safety, hold=_joint_names(config.safety.hold, env.spec))
+        if isinstance(env, OwnSafety):
+            safety = env.safety(safety)
         self.safety = SafetyFilter(env.spec, safety, self.fps)
-        checked = SamePolicy(client)
-        self.source = make_source(config.execution, checked, self._policy, self.fps, config.chunks)
+        checked = SamePolicy(client, self.console.say)
+        how, options = config.chunking
+        self.source = make_source(how, checked, self._policy, self.fps, options)
         self.source.prompt = self._prompt or None
         self.loop = ControlLoop(
             env, self.source, self.safety, self.fps, config=config.loop, heartbeat=self._beat
         )
         self._poses = _poses(env, self._file, config)
-        self._leader = self._make_leader(env)
+        self._keys = Keys(self.steering.command)
+        # Last of all: on the way to the rest pose the space bar stops as well.
+        self._closing.append(self._keys)
+        self._episodes = Episodes(
+            config,
+            self.loop,
+            self.source,
+            self.steering,
+            self.console,
+            self._keys,
+            leader=self._make_leader(env),
+            ready=self._poses["ready"] if config.goes_to_ready else None,
+            wake=self._wake,
+            feed=self.feed,
+        )
+        self.steering.describe(self._prompt, live_prompt=self._policy.wants_prompt)
+        self._follow(env)
         self._engage(env)
 
-    def _fit(self, client: WebsocketClientPolicy, env: LiveEnv, task: Task) -> PolicySpec:
+    def _fit(self, client: PolicyClient, env: LiveEnv, task: Task) -> PolicySpec:
         """The policy's spec, when policy, robot and task belong together. Raises `EnvError` otherwise."""
         spec, name = env.spec, f"the robot ({env.spec.type})"
-        policy = client.spec or plain_spec(spec, self.config.policy_unit)
+        policy = client.spec or plain_spec(
+            spec, self.config.policy_unit, client, getattr(env, "plain_states", ())
+        )
         found = misfits(spec, policy, name)
         if task.action_dim is not None and task.action_dim != policy.action_dim:
             found.append(
@@ -168,7 +258,7 @@ class Rollout:
         for sentence in doubts(spec, policy, name):
             self.console.say(f"Note: {sentence}.")
         try:
-            encode_observation(env.get_observation(), policy)
+            encode_observation(env.get_observation(), policy, client.image_codecs)
         except InvalidInput as error:
             raise EnvError(f"{error}. Nothing was moved.") from error
         return policy
@@ -177,7 +267,7 @@ class Rollout:
         if hasattr(env, "on_wait"):
             env.on_wait = self._beat
         self._starting = False
-        if self.stop.is_set():
+        if self.steering.ended:
             raise _Stopped
         if self.config.loop.dry_run:
             self.console.say("Dry run: the motors are left alone.")
@@ -201,44 +291,6 @@ class Rollout:
         source = LeaderSource(arms)
         self._closing.insert(0, source)
         return ControlLoop(env, source, self.safety, self.fps, config=self.config.loop, heartbeat=self._beat)
-
-    # -------------------------------------------------------------------------------------- the episodes
-
-    def _episodes(self) -> int:
-        config, code = self.config, 0
-        status = StatusThread(self.loop, self.source, self.console, config, give_up=self._give_up)
-        try:
-            for number in range(config.num_episodes):
-                self._wake()
-                if self._leader is not None:
-                    status.phase("teleoperation")
-                    self._teleoperate(number)
-                ready = self._poses["ready"]
-                if config.move_to_ready and ready is not None and not self.stop.is_set():
-                    status.phase("to the ready pose")
-                    move = self.loop.move_to(ready, stop=self.stop)
-                    if not move.reached and not self.stop.is_set():
-                        raise EnvError(f"the ready pose was not reached ({move.outcome})")
-                if self.stop.is_set():
-                    break
-                status.episode(number + 1)
-                result = self.loop.run_episode(
-                    episode=number,
-                    time_s=config.episode_time_s,
-                    max_steps=config.max_steps or None,
-                    stop=self.stop,
-                    seed=self._seed(number),
-                )
-                status.phase("")
-                self.results.append(result)
-                self.console.say(format_episode(result, number + 1, config.num_episodes))
-                if result.outcome == "env lost":
-                    raise EnvError("the robot did not come back; see the messages above")
-        finally:
-            status.close()
-        if status.gave_up:
-            code = 1
-        return code
 
     def _wake(self) -> None:
         """Motors that lost their power in the last episode get it back before anything is asked of them."""
@@ -266,32 +318,6 @@ class Rollout:
         if failure:
             raise failure[0]
 
-    def _seed(self, number: int) -> int | None:
-        seed = getattr(self.config.env, "seed", None)
-        return None if seed is None else int(seed) + number
-
-    def _give_up(self, reason: str) -> None:
-        self.console.say(f"run_env_client: {reason}")
-        self._stop()
-
-    def _teleoperate(self, number: int) -> None:
-        """The leader moves the robot until Enter is pressed, or for `--leader.time-s`."""
-        assert self._leader is not None
-        limit = self.config.leader.time_s
-        self._between.clear()
-        if self.stop.is_set():
-            return
-        if limit:
-            self.console.say(f"The leader arm moves the robot for {limit:g} s.")
-        else:
-            self.console.say(f"The leader arm moves the robot; Enter starts episode {number + 1}.")
-            threading.Thread(target=self._await_enter, name="enter", daemon=True).start()
-        self._leader.run_episode(episode=number, time_s=limit or None, stop=self._between, reset_env=False)
-
-    def _await_enter(self) -> None:
-        sys.stdin.readline()
-        self._between.set()
-
     # ------------------------------------------------------------------------------------------- the end
 
     def _finish(self, code: int) -> int:
@@ -305,20 +331,22 @@ class Rollout:
                 code = code or 1
         if self.config.summary_path is not None:
             self._write_summary()
-        closing = [*self._closing, getattr(self, "source", None), self._client, self._env]
-        for part in closing:
+        for part in (*self._closing, getattr(self, "source", None), self._client, self._env):
             try:
                 if part is not None:
                     part.close()
             except Exception as error:
                 self.console.say(f"closing {type(part).__name__}: {error}")
+        if self.feed is not None:
+            self.feed.close()
         self.console.close()
         return code
 
     def _write_summary(self) -> None:
         assert self.config.summary_path is not None
         try:
-            write_results(self.config.summary_path, self.results, fps=getattr(self, "fps", None))
+            results = self._episodes.results if hasattr(self, "_episodes") else []
+            write_results(self.config.summary_path, results, fps=getattr(self, "fps", None))
         except OSError as error:
             self.console.say(f"the summary {self.config.summary_path} cannot be written: {error}")
 
@@ -326,17 +354,21 @@ class Rollout:
         """Bring the robot into the state of `--on-exit`; what was reached. Raises `EnvError`."""
         env, how = self._env, self.config.on_exit
         assert env is not None
-        if not self._clean:
+        if not self._clean and not isinstance(env, Stoppable):
             env.hold()
         rest = self._poses["rest"]
         if how == "rest-pose" and rest is not None:
             self.console.say("Going to the rest pose …")
-            move = self.loop.move_to(rest, velocity=self.config.rest_velocity)
+            move = self.loop.move_to(rest, stop=self.steering.leave(), velocity=self.config.rest_velocity)
+            if isinstance(env, Stoppable):
+                return f"The way to the rest pose: {move.outcome}. {env.stop()}"
             if not move.reached:
                 env.hold()
                 return f"The rest pose was not reached ({move.outcome}); the robot holds where it is."
             env.relax()
             return "The robot lies in its rest pose, torque off."
+        if isinstance(env, Stoppable):
+            return env.stop()
         if how == "relax":
             env.relax()
             return "Torque off."
@@ -356,7 +388,7 @@ def _poses(env: LiveEnv, file: RobotFile, config: ClientConfig) -> dict[str, np.
         for name, values in (("ready", file.ready_pose), ("rest", file.rest_pose))
     }
     for flag, wanted, name in (
-        ("--move-to-ready", config.move_to_ready, "ready"),
+        ("--move-to-ready", config.goes_to_ready, "ready"),
         ("--on-exit rest-pose", config.on_exit == "rest-pose", "rest"),
     ):
         if wanted and poses[name] is None:

@@ -8,8 +8,10 @@ robot itself (`control/supervisor.py`). Exit codes: 0; 1 when a run broke off; 2
 not start; 130 and 143 after Ctrl-C and SIGTERM.
 """
 
+import contextlib
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +19,12 @@ from dataclasses import replace
 from env_client.cli import CliError, fail, parse
 from env_client.client_config import ALIASES, ClientConfig, find_task, with_env_type
 from env_client.control.supervisor import Supervisor
+from env_client.envs.astribot_config import AstribotConfig
 from env_client.envs.env import EnvError
+from env_client.envs.plug_ins import register_robots
 from env_client.envs.robots import VirtualConfig
+from env_client.keys import kept_terminal
+from env_client.panel.config import PanelError, open_panel
 
 __all__ = ["main"]
 
@@ -32,6 +38,7 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    register_robots(lambda sentence: print(f"{PROG}: {sentence}", file=sys.stderr))
     try:
         arguments = with_env_type(arguments)
         config = parse(ClientConfig, arguments, prog=PROG, description=DESCRIPTION, aliases=ALIASES)
@@ -40,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(PROG, str(error))
     try:
         code = run(config)
-    except EnvError as error:
+    except (EnvError, PanelError) as error:
         fail(PROG, str(error))
     except KeyboardInterrupt:
         fail(PROG, "interrupted before the robot was touched", 130)
@@ -48,9 +55,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(config: ClientConfig) -> int:
-    """The whole run; its exit code. Raises `EnvError` when a virtual robot does not start."""
+    """The whole run; its exit code. Raises `EnvError` when a virtual robot does not start, `PanelError` when the
+    panel's address is taken."""
+    panel, listening = open_panel(config.panel, lambda line: print(line, flush=True))
+    config = replace(config, panel=panel)
+    with contextlib.ExitStack() as stack:
+        if listening is not None:
+            stack.callback(listening.close)
+        stack.enter_context(kept_terminal())
+        return _with_robot(config, listening)
+
+
+def _with_robot(config: ClientConfig, listening: socket.socket | None) -> int:
+    if isinstance(config.env, AstribotConfig):
+        return _with_astribot(config, config.env, listening)
     if not isinstance(config.env, VirtualConfig) or config.env.control_port is not None:
-        return _supervise(config)
+        return _supervise(config, listening)
     from env_client.envs.virtual import SCENES, VirtualRobot
 
     task = find_task(config.task)
@@ -58,21 +78,37 @@ def run(config: ClientConfig) -> int:
     print(f"Starting a virtual SO-101 ({scene}) …", flush=True)
     robot = VirtualRobot(config.env, scene=scene)
     try:
-        return _supervise(replace(config, env=robot.config))
+        return _supervise(replace(config, env=robot.config), listening)
     finally:
         robot.close()
 
 
-def _supervise(config: ClientConfig) -> int:
+def _with_astribot(config: ClientConfig, env: AstribotConfig, listening: socket.socket | None) -> int:
+    if not env.astribot.virtual or env.astribot.virtual_address is not None:
+        return _supervise(config, listening)
+    from env_client.envs.astribot_make import VirtualAstribot
+
+    print("Starting a virtual Astribot S1 (a stand-in, not the vendor's) …", flush=True)
+    robot = VirtualAstribot(env)
+    try:
+        return _supervise(replace(config, env=robot.config), listening)
+    finally:
+        robot.close()
+
+
+def _supervise(config: ClientConfig, listening: socket.socket | None) -> int:
     read, write = os.pipe()
+    # Handed on: a page that is opened when its server is gone must be told so, not be kept waiting.
+    panel = -1 if listening is None else listening.detach()
     # A config is some kilobytes, a pipe holds 64: this never waits.
     with os.fdopen(write, "wb") as stream:
         pickle.dump(config, stream)
     supervisor = Supervisor(
-        [sys.executable, "-m", "env_client.rollout", str(read)],
+        [sys.executable, "-m", "env_client.rollout", str(read), str(panel)],
         hang_timeout_s=config.hang_timeout_s,
         stop_timeout_s=config.stop_timeout_s,
-        pass_fds=(read,),
+        pass_fds=(read,) if panel < 0 else (read, panel),
+        started=lambda: None if panel < 0 else os.close(panel),
     )
     try:
         return supervisor.run()

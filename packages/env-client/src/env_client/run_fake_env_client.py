@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,20 @@ from env_client.cli import fail, host_port, parse
 from env_client.envs.config import EnvConfig
 from env_client.envs.dataset import DatasetEnv, DatasetEnvConfig
 from env_client.envs.env import EnvError
-from env_client.replay import ChunkAsker, EpisodeRecord, Pace, ReplayStopped, replay_episode
+from env_client.panel.config import ALIASES as PANEL_ALIASES
+from env_client.panel.config import PanelConfig, PanelError, open_panel
+from env_client.policy_server import require_policy
+from env_client.replay import (
+    ChunkAsker,
+    EpisodeRecord,
+    Pace,
+    ReplayedTick,
+    ReplayStopped,
+    replay_episode,
+)
+from env_client.replayed_run import ReplayedRun
+from env_client.sidecar.config import ALIASES as SIDECAR_ALIASES
+from env_client.sidecar.config import LogConfig, RecordConfig, SidecarConfig
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
 from env_client.wire import WireError
 
@@ -32,12 +47,16 @@ DESCRIPTION = (
     "Replay a recorded LeRobot dataset against a policy server, without a robot, and compare what the policy "
     "predicts with what was recorded."
 )
-ALIASES: dict[str, Any] = {
-    "dataset-path": "env.dataset_path",
-    "episodes": "env.episodes",
-    "prompt": "task",
-    "server": host_port,
-}
+ALIASES: dict[str, Any] = (
+    {
+        "dataset-path": "env.dataset_path",
+        "episodes": "env.episodes",
+        "prompt": "task",
+        "server": host_port,
+    }
+    | PANEL_ALIASES
+    | SIDECAR_ALIASES
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,16 @@ class FakeClientConfig:
     fast: bool = False
     # Folder for plots and summary; default: outputs/fake_env_client/DATE_TIME.
     output_dir: Path | None = None
+    # A person begins each episode (in the page, or with Enter); the run ends when they end it.
+    attended: bool = False
+    # The browser page.
+    panel: PanelConfig = field(default_factory=PanelConfig)
+    # Every tick with its pictures, to look at and to send to a server again (replay_log).
+    log: LogConfig = field(default_factory=LogConfig)
+    # Videos, plots, figures and judgements of each episode (report makes a page of them).
+    record: RecordConfig = field(default_factory=lambda: RecordConfig(enable=False))
+    # Open the live Rerun viewer.
+    rerun: bool = False
     # Draw a plot of each episode.
     plots: bool = True
     # How long to wait for a server that is not there, in seconds.
@@ -67,7 +96,7 @@ class FakeClientConfig:
     # How long one inference may take, in seconds (the first of a connection three minutes).
     timeout_s: float = 30.0
     # How images travel, where the server can read it.
-    image_codec: Literal["raw", "jpeg", "png"] = "raw"
+    image_codec: Literal["raw", "jpeg", "png", "auto"] = "raw"
 
     def __post_init__(self) -> None:
         if self.num_episodes is not None and self.num_episodes < 1:
@@ -81,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(FakeClientConfig, argv, prog=PROG, description=DESCRIPTION, aliases=ALIASES)
     try:
         code = _run(config)
-    except (EnvError, ConnectionLost, WireError, ReplayStopped) as error:
+    except (PanelError, EnvError, ConnectionLost, WireError, ReplayStopped) as error:
         fail(PROG, str(error))
     except KeyboardInterrupt:
         fail(PROG, "interrupted", 130)
@@ -101,26 +130,29 @@ def _run(config: FakeClientConfig) -> int:
         f"at {env.spec.fps:g} Hz, {env.spec.action_dim} values in an action, cameras {', '.join(env.spec.cameras) or 'none'}",
         flush=True,
     )
-    client = WebsocketClientPolicy(
-        config.host,
-        config.port,
-        config.api_key or os.environ.get("GRASP_CUBE_API_KEY"),
-        connect_timeout_s=config.connect_timeout_s,
-        timeout_s=config.timeout_s,
-        on_status=_say,
-        image_codec=config.image_codec,
-    )
-    try:
+    with ExitStack() as stack:
+        stack.callback(env.close)
+        records = SidecarConfig(log=config.log, record=config.record, rerun=config.rerun)
+        run = stack.enter_context(closing(ReplayedRun(records, *open_panel(config.panel, _say), _say)))
+        client = WebsocketClientPolicy(
+            config.host,
+            config.port,
+            config.api_key or os.environ.get("GRASP_CUBE_API_KEY"),
+            connect_timeout_s=config.connect_timeout_s,
+            timeout_s=config.timeout_s,
+            on_status=_say,
+            image_codec=config.image_codec,
+        )
+        stack.callback(client.close)
+        require_policy(client)
         print(f"Connected! {_describe(client)}", flush=True)
         _refuse_misfits(env, client, config.env)
-        return _replay(config, env, client, chosen, ticks)
-    finally:
-        client.close()
-        env.close()
+        return _replay(config, run, env, client, chosen, ticks)
 
 
 def _replay(
     config: FakeClientConfig,
+    run: ReplayedRun,
     env: DatasetEnv,
     client: WebsocketClientPolicy,
     chosen: Sequence[int],
@@ -130,21 +162,26 @@ def _replay(
 
     folder = _make_folder(config.output_dir)
     asker = ChunkAsker(client, action_dim=env.spec.action_dim, prompt=config.task, say=_say)
+    run.follow(config, env, asker, len(chosen))
     records: list[EpisodeRecord] = []
     pace = Pace(None if config.fast else env.spec.fps)
     trouble, code = "", 0
     bar = tqdm(total=sum(ticks), unit="tick", dynamic_ncols=True, file=sys.stderr)
     try:
         with bar:
-            for number, index in enumerate(chosen):
-                bar.set_description(f"episode {index} ({number + 1} of {len(chosen)})")
+            while (number := run.next_episode()) is not None:
                 first = env.reset()
+                bar.set_description(f"episode {env.episode} ({number + 1} of {len(chosen)})")
                 if not records:
                     asker.encode(
                         first
                     )  # a size that no rule of the policy fits is refused before the first tick
                 records.append(EpisodeRecord.of(env))
-                replay_episode(env, asker, records[-1], first, pace, bar.update)
+                run.begin(number)
+                replay_episode(
+                    env, asker, records[-1], first, pace, partial(_tick, run, number, bar), run.turn
+                )
+                run.finished(number)
     except KeyboardInterrupt:
         trouble, code = "interrupted; what was replayed until then follows", 130
     except (EnvError, WireError, ReplayStopped) as error:
@@ -162,6 +199,11 @@ def _replay(
     finally:
         signal.signal(signal.SIGINT, previous)
     return code
+
+
+def _tick(run: ReplayedRun, number: int, bar: Any, tick: ReplayedTick) -> None:
+    bar.update()
+    run.tick(number, tick)
 
 
 def _report(

@@ -9,7 +9,7 @@ from typing import Any
 
 from env_client.control import EpisodeResult
 
-__all__ = ["format_episode", "holds", "write_results"]
+__all__ = ["format_episode", "holds", "plain_result", "write_results"]
 
 
 def holds(result: EpisodeResult) -> dict[str, int]:
@@ -62,9 +62,14 @@ def format_episode(result: EpisodeResult, number: int, of: int) -> str:
     return "\n".join(lines)
 
 
+def plain_result(result: EpisodeResult) -> dict[str, Any]:
+    """Its fields, and `holds` by reason."""
+    return asdict(result) | {"holds": holds(result)}
+
+
 def write_results(path: Path, results: list[EpisodeResult], **extra: Any) -> None:
     """All results as JSON, with `holds` by reason."""
-    episodes = [asdict(result) | {"holds": holds(result)} for result in results]
+    episodes = [plain_result(result) for result in results]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(extra | {"episodes": episodes}, indent=2, default=_plain) + "\n")
 

@@ -5,8 +5,8 @@ It speaks our protocol, and plain openpi where the server's metadata names no pr
 Life cycle: the constructor waits for the server (with a visible message) and reads its metadata; `infer` is
 lock-step; a lost connection raises `ConnectionLost` once and is opened again by the next call. Nothing has to
 be told again after that: each request carries all that its answer depends on.
-A connection that ended while nobody used it (a server that restarted, a proxy's time-out) is opened again at
-once and without an error, if the same policy answers there: nothing had been sent on it.
+A connection that ended while nobody used it (a server that restarted, a proxy's time-out), or whose server says that it
+ends and did not begin the request (1012), is opened again at once and without an error, if the same policy answers there.
 One thread at a time may call it, but for `close`.
 """
 
@@ -15,24 +15,25 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
-import numpy as np
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import WebSocketException
 
+from env_client.answers import raise_if_final, read_answer, read_metadata, reason, with_chunk
+from env_client.image_sender import CodecChoice, ImageSender
 from env_client.websocket import Connection, NothingSent
 from env_client.wire import (
+    Configure,
     Dialect,
-    ErrorCode,
     Infer,
     InvalidInput,
     PolicySpec,
+    Progress,
     RemoteError,
     RtcPrefix,
-    encode_image,
+    pack,
     pack_parts,
-    unpack,
 )
-from env_client.wire.images import ImageCodec
 
 __all__ = ["ConnectionLost", "WebsocketClientPolicy"]
 
@@ -44,6 +45,8 @@ RETRY_S = 0.5
 HANDSHAKE_S = 10.0
 # How often a waiting client says so, in seconds.
 MESSAGE_EVERY_S = 5.0
+# How long a load that a client asked for may take, in seconds.
+CONFIGURE_S = 1800.0
 
 
 class ConnectionLost(ConnectionError):
@@ -54,11 +57,12 @@ class WebsocketClientPolicy:
     """A remote policy.
 
     host: a name, an address, or a whole `ws://` or `wss://` URL (then `port` is not used).
+    path: the name of one of the server's policies, such as "lift"; by default its first one.
     connect_timeout_s: how long to wait for a server that is not there; None waits for ever.
     timeout_s: how long one inference may take; the first of a connection may take `first_timeout_s`, because
         plain servers compile or load during it.
     on_status: called with each sentence about the connection; by default they are printed.
-    image_codec: raw | jpeg | png, for servers that announce it; `jpeg_quality` is 1..100.
+    image_codec: raw | jpeg | png, for servers that announce it, or auto: JPEG where the link is slow; `jpeg_quality` is 1..100.
     Raises `ConnectionLost` when no server answers in time, `RemoteError` when it refuses (a wrong key, say).
     """
 
@@ -72,21 +76,24 @@ class WebsocketClientPolicy:
         timeout_s: float = 30.0,
         first_timeout_s: float = 180.0,
         on_status: Callable[[str], None] | None = None,
-        image_codec: ImageCodec = "raw",
+        image_codec: CodecChoice = "raw",
         jpeg_quality: int = 90,
         dialect: Dialect | str = Dialect.OPENPI,
+        path: str | None = None,
     ):
         if host.startswith(("ws://", "wss://")):
             self.url = host
         else:
             self.url = f"ws://{_bracket(host)}" + (f":{port}" if port else "")
+        if path:
+            self.url = f"{self.url.rstrip('/')}/{path.lstrip('/')}"
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = timeout_s
         self.first_timeout_s = first_timeout_s
-        self.image_codec = image_codec
-        self.jpeg_quality = jpeg_quality
+        self.images = ImageSender(image_codec, jpeg_quality)
         self.dialect = Dialect(dialect)
-        # What the server said when this connection was opened, and its policy; None on a plain openpi server.
+        # What the server said when this connection was opened or configured, and its policy; None on a plain openpi
+        # server, and on one of ours that waits for `configure`.
         self.metadata: dict[str, Any] = {}
         self.spec: PolicySpec | None = None
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
@@ -112,6 +119,21 @@ class WebsocketClientPolicy:
         """False on a plain openpi server, which knows only bare observations."""
         return "protocol" in self.metadata
 
+    @property
+    def idle(self) -> bool:
+        """Whether the server serves no policy here yet and waits for `configure`."""
+        return self.speaks_protocol and self.spec is None
+
+    @property
+    def image_codecs(self) -> tuple[str, ...]:
+        """How images may be compressed for this server; a plain openpi server reads arrays only."""
+        return tuple(self.metadata.get("image_codecs", ()))
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells policies apart: equal specs may belong to two checkpoints, which the server's id distinguishes."""
+        return self.spec, self.metadata.get("policy_id")
+
     def connect(self) -> None:
         """Wait for the server and read its metadata. Does nothing when connected."""
         if self._connection is not None:
@@ -124,17 +146,17 @@ class WebsocketClientPolicy:
             try:
                 self._open()
             except (OSError, TimeoutError, WebSocketException) as error:
-                self._raise_if_final(error)
+                raise_if_final(error, self.url)
                 waited = time.monotonic() - started
                 if self.connect_timeout_s is not None and waited >= self.connect_timeout_s:
                     raise ConnectionLost(
-                        f"no policy server answered at {self.url} within {self.connect_timeout_s:g} s ({_reason(error)}): "
+                        f"no policy server answered at {self.url} within {self.connect_timeout_s:g} s ({reason(error)}): "
                         "is it running (serve_policy), is the address right, is the port open in the firewall?"
                     ) from error
                 now = time.monotonic()
                 if announced is None or now - announced >= MESSAGE_EVERY_S:
                     self._say(
-                        f"Waiting for a policy server at {self.url} … ({_reason(error)}, {waited:.0f} s)"
+                        f"Waiting for a policy server at {self.url} … ({reason(error)}, {waited:.0f} s)"
                     )
                     announced = now
                 self._closing.wait(RETRY_S)
@@ -150,15 +172,7 @@ class WebsocketClientPolicy:
             if self._closing.is_set():
                 raise ConnectionLost(f"the client of {self.url} was closed")
             # The metadata of a server that loads while clients connect may be as late as a first inference.
-            frame = connection.recv(timeout=self.first_timeout_s)
-            if isinstance(frame, str):
-                raise RemoteError(ErrorCode.NOT_READY, f"the server at {self.url} answered: {frame}")
-            metadata, _ = unpack(frame)
-            if not isinstance(metadata, dict):
-                raise InvalidInput(
-                    f"the first frame of {self.url} is not a map; a policy's metadata was expected"
-                )
-            spec = PolicySpec.from_wire(metadata["policy"]) if metadata.get("policy") is not None else None
+            metadata, spec = read_metadata(connection.recv(timeout=self.first_timeout_s), self.url)
             self._connection = connection
             if self._closing.is_set():
                 raise ConnectionLost(f"the client of {self.url} was closed")
@@ -168,28 +182,12 @@ class WebsocketClientPolicy:
             raise
         finally:
             self._opening = None
-        self.metadata, self.spec = metadata, spec
-        self._announced = bytes(frame)
+        self._adopt(metadata, spec)
         self._answered = self._prompted = False
 
-    def _raise_if_final(self, error: Exception) -> None:
-        """Some answers do not get better by waiting."""
-        if isinstance(error, InvalidURI):
-            raise InvalidInput(
-                f"{self.url} is not a WebSocket address: give a host and a port, or ws://HOST:PORT"
-            ) from error
-        if isinstance(error, InvalidStatus):
-            status = error.response.status_code
-            body = bytes(error.response.body or b"").decode("utf-8", "replace").strip()
-            if status in (401, 403):
-                raise RemoteError(
-                    ErrorCode.UNAUTHENTICATED,
-                    f"the server at {self.url} refused the key (HTTP {status}): {body or 'give its --api_key'}",
-                ) from error
-            if status == 404:
-                raise RemoteError(
-                    ErrorCode.INVALID_INPUT, f"the server at {self.url}: {body or 'HTTP 404'}"
-                ) from error
+    def _adopt(self, metadata: dict[str, Any], spec: PolicySpec | None) -> None:
+        self.metadata, self.spec = metadata, spec
+        self._announced = pack(metadata)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -237,11 +235,13 @@ class WebsocketClientPolicy:
         seq: int | None = None,
         rtc: RtcPrefix | None = None,
         capture_time: float | None = None,
+        deadline_ms: float | None = None,
     ) -> dict[str, Any]:
         """The server's reply for one observation; `reply["action"]` and `reply["actions"]` are the chunk,
         (horizon, action_dim) float32 in robot units.
 
         history: the observations of the ticks before `obs`, oldest first (`spec.n_obs_steps - 1` of them).
+        deadline_ms: how long the request may wait for the device before it is refused (OVERLOADED).
         On a plain openpi server only `obs` and `prompt` travel, and `seq`, `episode` and `capture_time` are
         put into the reply here.
         Raises `RemoteError` when the server answers with an error, `ConnectionLost` when it is gone or late.
@@ -251,17 +251,23 @@ class WebsocketClientPolicy:
         if not self.speaks_protocol:
             bare = obs if prompt is None else obs | {"prompt": prompt}
             reply = self._exchange(pack_parts(bare, self.dialect))
-            return _with_chunk(reply) | {"seq": self._seq, "episode": episode, "capture_time": capture_time}
+            return with_chunk(reply) | {"seq": self._seq, "episode": episode, "capture_time": capture_time}
+        started = time.monotonic()
+        sent, *earlier = self.images.encoded((obs, *(history or ())), self.image_codecs)
         request = Infer(
-            obs=self._encoded(obs),
-            history=tuple(self._encoded(item) for item in history or ()),
+            obs=sent,
+            history=tuple(earlier),
             prompt=prompt,
             rtc=rtc,
             seq=self._seq,
             episode=episode,
             capture_time=capture_time,
+            deadline_ms=deadline_ms,
         )
-        return _with_chunk(self._exchange(pack_parts(request.to_wire(), self.dialect), seq=self._seq))
+        reply = self._exchange(pack_parts(request.to_wire(), self.dialect), seq=self._seq)
+        if changed := self.images.answered(time.monotonic() - started, reply):
+            self._say(changed)
+        return with_chunk(reply)
 
     def reset(self) -> None:
         """Tell the server that an episode begins. A plain openpi server knows no reset and is not told."""
@@ -278,34 +284,74 @@ class WebsocketClientPolicy:
         self._call({"op": "set_prompt", "prompt": prompt})
         self._prompted = True
 
+    def configure(
+        self,
+        *,
+        path: str | None = None,
+        type: str | None = None,
+        config_name: str | None = None,
+        prompt: str | None = None,
+        device: str | None = None,
+        name: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> PolicySpec:
+        """Have the server load a policy, and be served by it from here on; the policy's spec.
+
+        path: a folder on the server, absolute or below the server's root. Without a path, `name` chooses one of
+            the policies that the server has. The other fields are those of `env_client.wire.Configure`.
+        on_progress: called with each `Progress` that the server streams; by default its sentence goes to `on_status`.
+        timeout_s: how long the whole load may take.
+        Raises `RemoteError` with the server's reason; the policy that served before goes on serving then.
+        """
+        self.connect()
+        self._need_protocol("configure")
+        tell = on_progress or (lambda progress: self._say(progress.text))
+        self._seq += 1
+        request = Configure(path, type, config_name, prompt, device, name, seq=self._seq)
+        reply = self._exchange(
+            pack_parts(request.to_wire(), self.dialect),
+            seq=self._seq,
+            limit_s=timeout_s or CONFIGURE_S,
+            on_progress=tell,
+        )
+        spec = PolicySpec.from_wire(reply.get("policy"))
+        self._adopt(reply.get("metadata") or {}, spec)
+        if name is not None:
+            # Where a reconnect finds the same policy.
+            self.url = urlsplit(self.url)._replace(path=f"/{name}").geturl()
+        return spec
+
+    def _need_protocol(self, what: str) -> None:
+        if not self.speaks_protocol:
+            raise InvalidInput(f"the server at {self.url} speaks plain openpi, which has no {what}")
+
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         self.connect()
-        if not self.speaks_protocol:
-            raise InvalidInput(f"the server at {self.url} speaks plain openpi, which has no {message['op']}")
+        self._need_protocol(message["op"])
         self._seq += 1
         return self._exchange(pack_parts(message | {"seq": self._seq}, self.dialect), seq=self._seq)
 
-    def _exchange(self, frame: list[bytes | memoryview], seq: int | None = None) -> dict[str, Any]:
+    def _exchange(
+        self,
+        frame: list[bytes | memoryview],
+        seq: int | None = None,
+        *,
+        limit_s: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> dict[str, Any]:
         connection = self._connection
         if connection is None:
             raise ConnectionLost(f"the client of {self.url} was closed")
-        limit = self._limit()
-        deadline = time.monotonic() + limit
+        limit = limit_s or self._limit()
         try:
             try:
-                connection.send(frame, limit)
+                reply = self._ask(connection, frame, seq, limit, on_progress)
             except NothingSent as ended:
                 connection = self._reopen(ended)
                 # As on every new connection, the first answer may take longer.
-                limit = self._limit()
-                deadline = time.monotonic() + limit
-                connection.send(frame, limit)
-            while True:
-                answer = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-                reply = self._read(answer)
-                # A reply to another request can only come after a caller was interrupted inside this method.
-                if seq is None or reply.get("seq") in (seq, None):
-                    break
+                limit = limit_s or self._limit()
+                reply = self._ask(connection, frame, seq, limit, on_progress)
         except ConnectionLost:
             raise
         except TimeoutError as error:
@@ -314,7 +360,7 @@ class WebsocketClientPolicy:
             raise ConnectionLost(f"{self.url} gave no answer within {limit:g} s") from error
         except (OSError, WebSocketException) as error:
             self._drop()
-            raise ConnectionLost(f"the connection to {self.url} was lost ({_reason(error)})") from error
+            raise ConnectionLost(f"the connection to {self.url} was lost ({reason(error)})") from error
         except BaseException as error:
             if not isinstance(error, RemoteError):
                 self._drop()
@@ -322,52 +368,31 @@ class WebsocketClientPolicy:
         self._answered = True
         return reply
 
+    def _ask(
+        self,
+        connection: Connection,
+        frame: list[bytes | memoryview],
+        seq: int | None,
+        limit: float,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> dict[str, Any]:
+        """Send, and the answer; `on_progress` gets what comes before it."""
+        deadline = time.monotonic() + limit
+        connection.send(frame, limit)
+        while True:
+            answer = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
+            reply = read_answer(answer, self.url)
+            # A reply to another request can only come after a caller was interrupted inside this method.
+            if seq is not None and reply.get("seq") not in (seq, None):
+                continue
+            if reply.get("op") != "progress":
+                return reply
+            if on_progress is not None:
+                on_progress(Progress.from_wire(reply))
+
     def _limit(self) -> float:
         return self.timeout_s if self._answered else max(self.first_timeout_s, self.timeout_s)
-
-    def _read(self, answer: str | memoryview) -> dict[str, Any]:
-        if isinstance(answer, str):
-            code, separator, message = answer.partition(": ")
-            if separator and code in ErrorCode.__members__:
-                raise RemoteError(code, message)
-            raise RemoteError(ErrorCode.INTERNAL, answer)
-        reply, _ = unpack(answer)
-        if not isinstance(reply, dict):
-            raise InvalidInput(f"{self.url} answered with {type(reply).__name__}; a map was expected")
-        if reply.get("op") == "error":
-            raise RemoteError(
-                str(reply.get("code")), str(reply.get("message")), retry_after_ms=reply.get("retry_after_ms")
-            )
-        return reply
-
-    def _encoded(self, obs: dict[str, Any]) -> dict[str, Any]:
-        images = obs.get("images")
-        if self.image_codec == "raw" or not isinstance(images, dict):
-            return obs
-        if self.image_codec not in self.metadata.get("image_codecs", ()):
-            return obs
-        encoded = {
-            name: encode_image(image, self.image_codec, self.jpeg_quality)
-            if isinstance(image, np.ndarray)
-            else image
-            for name, image in images.items()
-        }
-        return obs | {"images": encoded}
-
-
-def _with_chunk(reply: dict[str, Any]) -> dict[str, Any]:
-    """Plain servers send `actions` or `action`; callers may read either."""
-    chunk = reply.get("actions", reply.get("action"))
-    return reply | {"actions": chunk, "action": chunk}
 
 
 def _bracket(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, InvalidHandshake):
-        return f"no WebSocket answer: {error}"
-    return str(error) or type(error).__name__

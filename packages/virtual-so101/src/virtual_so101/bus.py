@@ -106,7 +106,7 @@ class ServoBus:
         self.packets = 0
         self.dropped = 0
         self.last_packet = 0.0
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # faults of a test robot  # nosec B311
         self._parser = PacketParser()
         self._master = self._slave = -1
         self._lock_file: TextIO | None = None

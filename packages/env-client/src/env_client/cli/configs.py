@@ -1,29 +1,25 @@
-"""Where a config file lies: as given, then in ./configs, then in the data of the installed packages."""
+"""A config file named on the command line: as given, then in ./configs, then in the data of the installed package."""
 
 import os
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from env_client.cli.errors import CliError
+from env_client.config_folders import config_folders
+from env_client.text_files import load_yaml
 
 __all__ = ["find_config_file", "read_config_file"]
 
 
-def find_config_file(name: str | os.PathLike[str], packages: Sequence[str] = ("env_client",)) -> Path:
+def find_config_file(name: str | os.PathLike[str]) -> Path:
     """The path of a config file named on the command line, such as `tasks/lift` or `my_robot.yaml`.
 
-    Looked for as given, then under `./configs`, then under `configs` inside each of `packages` (wheels carry
-    the defaults there); the ending `.yaml` may be left out. Raises `CliError` with the places searched.
+    Looked for as given, then in the `config_folders`; the ending `.yaml` may be left out. Raises `CliError` with the
+    places searched.
     """
-    roots = [Path(), Path("configs")]
-    for package in packages:
-        spec = find_spec(package)
-        roots += [Path(place) / "configs" for place in (spec and spec.submodule_search_locations) or ()]
     given = Path(name).expanduser()
     tried = []
-    for root in roots:
+    for root in (Path(), *config_folders()):
         for candidate in (root / given, root / given.with_name(given.name + ".yaml")):
             if candidate.is_file():
                 return candidate
@@ -35,14 +31,12 @@ def find_config_file(name: str | os.PathLike[str], packages: Sequence[str] = ("e
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The map in a YAML file, its keys with underscores. Raises `CliError`."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise CliError(f"the config file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise CliError(f"the config file {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise CliError(f"the config file {path} is not YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -66,7 +66,7 @@ def parse[T](
         values: dict[str, Any] = {}
         source = ""
         if given.config_path is not None:
-            path = find_config_file(given.config_path, (config_class.__module__.split(".")[0], "env_client"))
+            path = find_config_file(given.config_path)
             values, source = read_config_file(path), f"{path}: "
         for name, texts in given.texts.items():
             _put(values, name, texts)
@@ -94,8 +94,11 @@ def fail(prog: str, message: str, code: int = 2) -> NoReturn:
 
 
 def host_port(text: str) -> dict[str, str]:
-    """HOST:PORT of the server, in place of --host and --port."""
+    """HOST:PORT of the server, in place of --host and --port; grpc://HOST:PORT names one of an older kind."""
     text = text.removeprefix("ws://").rstrip("/")
+    if text.startswith("grpc://"):
+        found = host_port(text.removeprefix("grpc://"))
+        return found | {"host": f"grpc://{found['host']}"}
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or (":" in host and not host.startswith("[")):
         raise CliError(f"--server is {text!r}; HOST:PORT was expected, such as 192.168.1.20:8000")

@@ -145,7 +145,7 @@ def _convert_union(kind: Any, value: Any) -> Any:
     for member in sorted(get_args(kind), key=lambda member: member is str):
         try:
             return _convert(member, value)
-        except Exception:
+        except Exception:  # what fits no choice is told below  # nosec B112
             continue
     raise ValueError(value)
 

@@ -22,7 +22,7 @@ from env_client.control.chunks import (
 from env_client.control.clock import Clock, MonotonicClock, Timing
 from env_client.control.link import LoopConfig, measured_pose
 from env_client.control.loop import ControlLoop
-from env_client.control.records import EpisodeResult, MoveResult, Observer, Tap, TickRecord
+from env_client.control.records import EpisodeResult, MoveResult, Observer, RecordSink, Tap, TickRecord
 from env_client.control.safety import SafetyConfig, SafetyFilter, Verdict
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "MoveResult",
     "Observer",
     "Origin",
+    "RecordSink",
     "SafetyConfig",
     "SafetyFilter",
     "SourceOptions",

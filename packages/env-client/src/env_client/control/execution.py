@@ -13,7 +13,7 @@ import numpy as np
 
 from env_client.control.network import ChunkRequest, Requester
 from env_client.control.plan import Chunk, Plan, largest_step
-from env_client.control.source import ChunkSource, Origin, SourceOptions
+from env_client.control.source import ChunkSource, SourceOptions
 from env_client.wire import PolicySpec, RtcPrefix
 
 __all__ = ["AsyncSource", "EnsembleSource", "RtcSource", "SyncSource"]
@@ -22,8 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 # Steps per tick, by unit, with which a seam may close a gap although nothing moves that fast inside the chunks:
-# about 0.01 rad, a third of a radian per second at 30 Hz.
+# about 0.01 rad, a third of a radian per second at 30 Hz; of a gripper half a percent of its travel.
 QUIET_STEP = {"rad": 0.01, "degrees": 0.5, "normalized": 0.5}
+# Grippers of an Astribot in these units go from 0 to 1, in every other one from 0 to 100.
+QUIET_GRIPPER = {"rad_gripper_0_1": 0.005, "rad_gripper_1_0": 0.005}
+
+
+def quiet_steps(spec: PolicySpec) -> np.ndarray:
+    """(A,) the quiet step of each action value. Units that begin with `rad` have grippers in another one."""
+    if not spec.unit.startswith("rad"):
+        return np.full(spec.action_dim, QUIET_STEP.get(spec.unit, QUIET_STEP["normalized"]))
+    names = spec.action_names if len(spec.action_names) == spec.action_dim else [""] * spec.action_dim
+    gripper = QUIET_GRIPPER.get(spec.unit, QUIET_STEP["normalized"])
+    return np.array([gripper if "gripper" in name else QUIET_STEP["rad"] for name in names])
 
 
 class _PlanSource(ChunkSource):
@@ -31,7 +42,7 @@ class _PlanSource(ChunkSource):
 
     def __init__(self, requester: Requester, spec: PolicySpec, fps: float, options: SourceOptions):
         super().__init__(requester, spec, fps, options)
-        self._plan = Plan(spec.action_dim, QUIET_STEP.get(spec.unit, QUIET_STEP["normalized"]))
+        self._plan = Plan(spec.action_dim, quiet_steps(spec))
         self._chunk: Chunk | None = None
         self._boundary = True
 
@@ -40,10 +51,7 @@ class _PlanSource(ChunkSource):
         if action is None or self._chunk is None:
             self._boundary = True
             return None
-        chunk = self._chunk
-        self._origin = Origin(
-            chunk.episode, chunk.seq, self._due(chunk), self._boundary, self._plan.inner_step
-        )
+        self._origin = self._from(self._chunk, self._boundary, self._plan.inner_step)
         self._boundary = False
         return action
 
@@ -220,8 +228,7 @@ class EnsembleSource(ChunkSource):
             return None
         weights = np.exp(-self.options.ensemble_decay * np.arange(len(rows)))
         action = np.average(np.array(rows, np.float64), axis=0, weights=weights)
-        newest = self._chunks[-1]
-        self._origin = Origin(newest.episode, newest.seq, self._due(newest), self._boundary, self._inner_step)
+        self._origin = self._from(self._chunks[-1], self._boundary, self._inner_step)
         self._boundary = False
         return action.astype(np.float32)
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +44,21 @@ class Heartbeat:
         self.lost = False
         if fd is not None:
             os.set_blocking(fd, False)
+
+    def on_loss(self, act: Callable[[], object]) -> None:
+        """Call `act` in a thread of its own when the supervisor is gone, also while nothing beats."""
+        if self._fd is None:
+            return
+        # A pipe that nobody reads any more is an error, which every poll reports.
+        poll = select.poll()
+        poll.register(self._fd, 0)
+
+        def watch() -> None:
+            poll.poll()
+            self.lost = True
+            act()
+
+        threading.Thread(target=watch, name="supervisor", daemon=True).start()
 
     def beat(self) -> None:
         """The thread that talks to the robot is alive."""

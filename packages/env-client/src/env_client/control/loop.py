@@ -22,7 +22,7 @@ import numpy as np
 from env_client.control.clock import Clock, MonotonicClock, Pacer, Tick, Timing, steady_interpreter
 from env_client.control.link import LoopConfig, RobotLink
 from env_client.control.motion import MinimumJerk
-from env_client.control.records import EpisodeResult, MoveResult, Observer, Tap, TickRecord
+from env_client.control.records import EpisodeResult, MoveResult, Observer, RecordSink, Tap, TickRecord
 from env_client.control.safety import SafetyFilter, Verdict
 from env_client.control.source import ActionSource, Origin
 from env_client.envs.env import Env, EnvError, Observation
@@ -53,7 +53,7 @@ class ControlLoop:
         self.config = config or LoopConfig()
         self.clock = clock or MonotonicClock()
         self._heartbeat = heartbeat
-        self._taps: list[Tap] = []
+        self._taps: list[RecordSink] = []
         self._paused = threading.Event()
         self._episode = -1
         self._link = self._new_link()
@@ -66,6 +66,10 @@ class ControlLoop:
         tap = Tap(size)
         self._taps.append(tap)
         return tap
+
+    def publish_to(self, sink: RecordSink) -> None:
+        """Push every tick's record there, in the loop's own thread."""
+        self._taps.append(sink)
 
     def attach(self, function: Callable[[TickRecord], None], size: int = 4) -> Observer:
         """Call `function` with the records, in a thread of its own; what it is too slow for is dropped."""
@@ -157,6 +161,7 @@ class ControlLoop:
             observation,
             requested=action,
             sent=sent,
+            stages=verdict.stages,
             refused=verdict.refused or problem,
             held=verdict.held,
             origin=origin,
@@ -207,6 +212,16 @@ class ControlLoop:
             late_s=observation.capture_time - origin.due,
             episode=origin.episode,
         )
+
+    def watch(self, until: threading.Event) -> None:
+        """Read the robot at the loop's rate until `until` is set, for those who look on between episodes. Commands
+        nothing: the robot holds what it was told last. An `EnvError` is passed over."""
+        self._link = self._new_link()
+        for tick in self._ticks():
+            if until.is_set():
+                return
+            observation, _, error = self._link.read()
+            self._emit(tick, "idle", observation, read_s=self.clock.now() - tick.started, error=error)
 
     # ------------------------------------------------------------------------------------------------- a move
 

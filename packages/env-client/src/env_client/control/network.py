@@ -10,13 +10,24 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from env_client.envs.env import Observation
-from env_client.wire import ErrorCode, InvalidInput, PolicySpec, RtcPrefix, WireError, resize_image
+from env_client.wire import (
+    CameraSpec,
+    EncodedImage,
+    ErrorCode,
+    InvalidInput,
+    PolicySpec,
+    RtcPrefix,
+    WireError,
+    decode_image,
+    resize_image,
+)
 
 __all__ = ["ChunkRequest", "InferClient", "NetworkThread", "Outcome", "Requester", "encode_observation"]
 
@@ -75,8 +86,8 @@ class Requester(Protocol):
     """How an action source reaches a server without waiting for it."""
 
     def submit(self, request: ChunkRequest, *, replace: bool = False) -> bool:
-        """Take `request`, in place of one that still waits. With a request of the same generation in flight it is
-        only taken if `replace`; False says that it was not."""
+        """Take `request`, in place of one that still waits. With a request of the same generation in flight, or its
+        answer not fetched, it is only taken if `replace`; False says that it was not."""
         ...
 
     def poll(self) -> list[Outcome]:
@@ -109,7 +120,9 @@ class NetworkThread:
 
     def submit(self, request: ChunkRequest, *, replace: bool = False) -> bool:
         with self._wake:
-            busy = self._current is not None and self._current.generation == request.generation
+            # An answer that nobody has fetched yet counts: asked now, it would be taken for an old one.
+            known = (self._current, *(outcome.request for outcome in self._outcomes))
+            busy = any(other is not None and other.generation == request.generation for other in known)
             if self._closed or (busy and not replace):
                 return False
             self._waiting = request
@@ -186,9 +199,11 @@ class NetworkThread:
         return None
 
     def _ask(self, request: ChunkRequest) -> dict[str, Any]:
+        # Of the connection that is open now: another server may read less.
+        codecs = getattr(self._client, "image_codecs", ())
         return self._client.infer(
-            encode_observation(request.observation, self._spec),
-            history=[encode_observation(earlier, self._spec) for earlier in request.history] or None,
+            encode_observation(request.observation, self._spec, codecs),
+            history=[encode_observation(earlier, self._spec, codecs) for earlier in request.history] or None,
             prompt=request.prompt,
             episode=request.episode,
             seq=request.seq,
@@ -197,24 +212,29 @@ class NetworkThread:
         )
 
 
-def encode_observation(observation: Observation, spec: PolicySpec) -> dict[str, Any]:
+def encode_observation(
+    observation: Observation, spec: PolicySpec, codecs: Collection[str] = ()
+) -> dict[str, Any]:
     """What the policy looks at, in its sizes: other cameras and parts stay at home.
 
+    An image that the camera compressed already goes as it is where the server reads its codec (`codecs`) and
+    brings it to the policy's size itself; anywhere else it is decoded here.
     Runs in the network thread: two 640x480 images cost some milliseconds, a control tick has none to give.
     Raises `InvalidInput` when a camera or a part of the state is missing.
     """
     plain = observation.to_wire()
     if spec.cameras:
-        images: dict[str, np.ndarray] = {}
+        images: dict[str, np.ndarray | EncodedImage] = {}
         for camera in spec.cameras:
             if camera.name not in observation.images:
                 raise InvalidInput(
                     f"the policy looks through a camera {camera.name!r}; this robot has "
                     f"{', '.join(observation.images) or 'none'}"
                 )
-            image = observation.images[camera.name]
-            images[camera.name] = resize_image(image, camera.height, camera.width, camera.resize)
+            images[camera.name] = _fitted(observation.images[camera.name], camera, codecs)
         plain["images"] = images
+    elif not codecs:
+        plain["images"] = {name: decode_image(image) for name, image in observation.images.items()}
     if spec.states:
         missing = [part.name for part in spec.states if part.name not in observation.states]
         if missing:
@@ -224,6 +244,17 @@ def encode_observation(observation: Observation, spec: PolicySpec) -> dict[str, 
             )
         plain["states"] = {part.name: observation.states[part.name] for part in spec.states}
     return plain
+
+
+def _fitted(
+    image: np.ndarray | EncodedImage, camera: CameraSpec, codecs: Collection[str]
+) -> np.ndarray | EncodedImage:
+    if isinstance(image, EncodedImage):
+        fits = camera.resize != "none" or image.shape[:2] == (camera.height, camera.width)
+        if fits and image.codec in codecs:
+            return image
+        image = decode_image(image)
+    return resize_image(image, camera.height, camera.width, camera.resize)
 
 
 def _outcome(

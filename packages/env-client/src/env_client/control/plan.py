@@ -71,9 +71,10 @@ class LatencyEstimate:
 class Plan:
     """A queue of actions that new chunks are merged into."""
 
-    def __init__(self, action_dim: int, quiet_step: float = 0.0):
-        """`quiet_step`: a step so small, in robot units, that a seam may always use it to close a gap."""
-        self._quiet_step = quiet_step
+    def __init__(self, action_dim: int, quiet_step: float | np.ndarray = 0.0):
+        """`quiet_step`: a step, (A,) or one for all, so small in robot units that a seam may always use it to close
+        a gap. It also is the measure by which joints of different units (rad, percent) are compared."""
+        self._quiet_step = np.broadcast_to(np.asarray(quiet_step, np.float64), (action_dim,))
         self._empty: np.ndarray = np.zeros((0, action_dim))
         self.clear()
 
@@ -114,6 +115,13 @@ class Plan:
         if len(actions) > 1:
             self._steps.append(largest_step(actions))
 
+    def _comparable(self, steps: np.ndarray) -> np.ndarray:
+        """(A,) for each joint the step that is as large as the largest of `steps`, and at least the quiet one."""
+        quiet = self._quiet_step
+        if not quiet.all():
+            return np.maximum(quiet, steps.max())
+        return quiet * max(1.0, float((steps / quiet).max()))
+
     def replace(self, actions: np.ndarray) -> None:
         """Continue with (T, A) `actions` as they are."""
         self._received = self._rows = actions.astype(np.float64)
@@ -142,7 +150,7 @@ class Plan:
             rows[:overlap] = (1 - weight) * old[:overlap] + weight * fresh[:overlap]
         if self._last is not None and self._steps:
             even = np.abs(fresh[0] - self._last) / len(fresh)
-            limit = np.maximum(limit, np.minimum(even, max(self._quiet_step, limit.max())))
+            limit = np.maximum(limit, np.minimum(even, self._comparable(limit)))
             _limit_steps(rows, self._last, limit, certain=overlap)
         self._rows, self._received, self._at = rows, fresh, 0
         return True

@@ -9,14 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from env_client.control.source import Origin
 from env_client.envs.env import Observation
 
-__all__ = ["EpisodeResult", "MoveResult", "Observer", "Tap", "TickRecord"]
+__all__ = ["EpisodeResult", "MoveResult", "Observer", "RecordSink", "Tap", "TickRecord"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class TickRecord:
     episode: int
     # Number of the tick's deadline since the episode began; a gap means skipped deadlines.
     tick: int
-    # run | move | paused
+    # run | move | paused | idle (between episodes: nothing is commanded)
     phase: str
     # When the tick started, in the loop's seconds, and how late that was.
     time: float
@@ -38,6 +38,8 @@ class TickRecord:
     # (A,) what the source asked for, None when it had nothing; and what was sent, None when nothing was.
     requested: np.ndarray | None = None
     sent: np.ndarray | None = None
+    # (A,) the target after each step of the safety filter, see `Verdict.stages`; empty when held.
+    stages: dict[str, np.ndarray] = field(default_factory=dict)
     # Why the tick held its pose although it had or should have had an action; None when it did not.
     refused: str | None = None
     held: bool = False
@@ -90,6 +92,12 @@ class MoveResult:
     # reached | stopped | not there | env lost
     outcome: str
     duration_s: float
+
+
+class RecordSink(Protocol):
+    """Whoever is told of every tick, in the loop's own thread: `push` must do no more than store the record."""
+
+    def push(self, record: TickRecord) -> None: ...
 
 
 class Tap:

@@ -128,6 +128,10 @@ class SafetyFilter:
         )
         # (A,) largest speed of each command, in the robot's unit per second.
         self.speed = np.where(self._gripper, config.gripper_max_velocity, joint_speed) * scale
+        own = np.full(size, np.inf) if spec.speed is None else _vector(spec.speed, size, "speed")
+        if not (own > 0).all():
+            raise ValueError(f"the robot's own speed limits are {own}; numbers above 0 were expected")
+        self.speed = np.minimum(self.speed, own)
         self._boundary_speed = np.where(self._gripper, self.speed, config.boundary_velocity * scale)
         # (A,) True where the config holds the joint.
         self.held = self._find_held(config.hold)

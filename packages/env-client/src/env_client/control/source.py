@@ -36,13 +36,23 @@ class SourceOptions:
     ensemble_decay: float = 0.01
     # Actions executed between two requests of real-time chunking; 0 = half of the chunk (rtc).
     rtc_execution_horizon: int = 0
+    # Actions of each chunk that are executed before the next one; 0 = all of them.
+    n_action_steps: int = 0
     # Pause after a failed request, in s; it doubles up to the largest.
     retry_min_s: float = 0.1
     # Largest pause between two requests, in s.
     retry_max_s: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("blend_s", "margin_ticks", "rtc_execution_horizon", "retry_min_s", "retry_max_s"):
+        names = (
+            "blend_s",
+            "margin_ticks",
+            "rtc_execution_horizon",
+            "n_action_steps",
+            "retry_min_s",
+            "retry_max_s",
+        )
+        for name in names:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} is {value}; 0 or a number above it was expected")
@@ -62,6 +72,9 @@ class Origin:
     boundary: bool
     # (A,) largest step inside the chunk.
     inner_step: np.ndarray
+    # The newest chunk that the action comes from, and the action's row in it.
+    chunk: Chunk | None = None
+    index: int = 0
 
 
 @dataclass
@@ -88,6 +101,8 @@ class SourceStats:
     horizon: int = 0
     # True while the horizon is too short for the delay: the robot holds between chunks.
     infeasible: bool = False
+    # Why the newest request failed, one sentence; empty after a good answer.
+    trouble: str = ""
     # rtc: requests that carried the prefix, and requests that fell back to async.
     rtc_requests: int = 0
     rtc_fallbacks: int = 0
@@ -250,6 +265,7 @@ class ChunkSource:
         if outcome.reply is None:
             self._stats.errors[outcome.code] += 1
             if outcome.code != ErrorCode.SUPERSEDED:
+                self._stats.trouble = outcome.error or outcome.code
                 self._say(
                     f"request {outcome.code}",
                     f"no chunk came: {outcome.error}",
@@ -272,6 +288,7 @@ class ChunkSource:
             self._drop("too late")
             return
         self._stats.chunks += 1
+        self._stats.trouble = ""
         self._had_chunk = True
         failures = {topic for topic in self._said if topic.startswith("request")}
         if failures:
@@ -312,7 +329,7 @@ class ChunkSource:
             return "not finite"
         self._said.discard("chunk")
         return Chunk(
-            actions=actions,
+            actions=actions[: self.options.n_action_steps or None],
             seq=request.seq,
             episode=request.episode,
             consumed_at_capture=request.consumed,
@@ -324,9 +341,11 @@ class ChunkSource:
         """Whether an answer to this request may still be used: it must belong to the newest one."""
         return seq == self._seq
 
-    def _due(self, chunk: Chunk) -> float:
-        """The moment that this chunk meant the next action for."""
-        return chunk.capture_time + (self._stats.consumed - chunk.consumed_at_capture) / self.fps
+    def _from(self, chunk: Chunk, boundary: bool, inner_step: np.ndarray) -> Origin:
+        """The origin of the next action, whose newest source is `chunk`."""
+        index = self._stats.consumed - chunk.consumed_at_capture
+        due = chunk.capture_time + index / self.fps
+        return Origin(chunk.episode, chunk.seq, due, boundary, inner_step, chunk, index)
 
     def _measure(self, chunk: Chunk) -> None:
         self.latency.add(chunk.latency_s)

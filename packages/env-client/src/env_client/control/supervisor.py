@@ -54,6 +54,7 @@ class Supervisor:
         hang_timeout_s: float = 0.5,
         stop_timeout_s: float = 20.0,
         pass_fds: Sequence[int] = (),
+        started: Callable[[], object] = lambda: None,
         log: Callable[[str], None] = _print,
     ) -> None:
         if hang_timeout_s <= 0 or stop_timeout_s <= 0:
@@ -65,6 +66,8 @@ class Supervisor:
         self._hang_timeout = hang_timeout_s
         self._stop_timeout = stop_timeout_s
         self._pass_fds = tuple(pass_fds)
+        # Called once the child has what was handed to it.
+        self._started = started
         self._log = log
         self._plan: StopPlan | None = None
         self._stop_function: Callable[..., str] | None = None
@@ -84,6 +87,7 @@ class Supervisor:
         try:
             child = self._start(write)
             os.close(write)
+            self._started()
             code = self._watch(child, read, wake_read)
         finally:
             signal.set_wakeup_fd(old_wake)

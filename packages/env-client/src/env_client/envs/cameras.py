@@ -16,7 +16,6 @@ picture may stay the same, as that of a rendered or very clean camera does.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -28,6 +27,8 @@ from typing import Any
 import numpy as np
 
 from env_client.envs.env import EnvError
+from env_client.text_files import is_file_name, load_yaml
+from env_client.wire import shown
 
 __all__ = ["CameraRig", "Frames", "read_camera_file"]
 
@@ -49,17 +50,19 @@ _MOVED = 0.1
 
 def read_camera_file(path: Path) -> dict[str, dict[str, Any]]:
     """{camera: {"type": …, fields}} from a JSON (or YAML) file. Raises `EnvError` with what is wrong."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EnvError(f"the camera file {path} cannot be read: {' '.join(str(error).split())}") from error
+        content = load_yaml(path)
+    except (OSError, ValueError) as error:
+        raise EnvError(f"the camera file {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not all(
-        isinstance(fields, dict) and isinstance(fields.get("type"), str) for fields in content.values()
+        isinstance(name, str)
+        and is_file_name(name)
+        and isinstance(fields, dict)
+        and isinstance(fields.get("type"), str)
+        for name, fields in content.items()
     ):
         raise EnvError(
-            f'the camera file {path} holds {json.dumps(content)[:80]}; {{"front": {{"type": "opencv", …}}, …}} '
+            f'the camera file {path} holds {shown(content, 80)}; {{"front": {{"type": "opencv", …}}, …}} '
             "was expected"
         )
     return content

@@ -11,7 +11,10 @@ frames one by one. Error policy: whatever is missing, cut off or of another vers
 sentence that names the file.
 """
 
+import contextlib
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,21 @@ from typing import Any
 
 import numpy as np
 
+from env_client.envs.dataset_tables import open_parquet, read_table, video_frames
 from env_client.envs.env import EnvError
+from env_client.text_files import is_file_name
+from env_client.wire import EncodedImage, InvalidInput, decode_image, shown
+from env_client.wire.images import image_size
 
 __all__ = ["EpisodeFiles", "EpisodeRows", "LeRobotFiles"]
 
-INSTALL = "reading datasets needs pyarrow and PyAV: pip install 'env-client[dataset]'"
 CONVERTER = "lerobot.scripts.convert_dataset_v21_to_v30"
 # Images that are read from a parquet file at once.
 ROWS_AT_ONCE = 8
+# More values than any robot has; a few bytes could declare billions.
+MAX_VALUES = 10_000
+# A place in a path template of info.json: {chunk_index:03d}.
+_PLACE = re.compile(r"\{(\w+)(?::0(\d)d)?\}")
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,14 @@ class LeRobotFiles:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        with _told(self.root):
+            self._open()
+
+    def _open(self) -> None:
         self.info = self._read_info()
         self.fps = float(self.info["fps"])
+        if not 0 < self.fps < 1e6:
+            raise EnvError(f"{self.root} was recorded at {self.fps} Hz; a rate above 0 was expected")
         self.robot_type = str(self.info.get("robot_type") or "")
         features = self.info["features"]
         if "action" not in features:
@@ -72,6 +88,12 @@ class LeRobotFiles:
         self.state_names = _names(features.get("observation.state"), "state")
         # {camera name: feature}, in the dataset's order; depth maps are left out.
         self.cameras = {_camera_name(key): key for key, feature in features.items() if _is_camera(feature)}
+        for name in self.cameras:
+            # Logs and videos of a replay are named after them.
+            if not is_file_name(name):
+                raise EnvError(
+                    f"{self.root} has a camera named {shown(name)}; a name without slashes was expected"
+                )
         # {camera name: (height, width)} in pixels.
         self.camera_sizes = {name: _size(features[key]) for name, key in self.cameras.items()}
         self._tasks = self._read_tasks()
@@ -94,7 +116,7 @@ class LeRobotFiles:
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
             version = str(info["codebase_version"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
             raise EnvError(
                 f"{path} cannot be read ({error!r}); LeRobot's JSON with a codebase_version was expected"
             ) from error
@@ -117,7 +139,7 @@ class LeRobotFiles:
         path = self.root / "meta" / "tasks.parquet"
         if not path.is_file():
             return {}
-        rows = _read_table(path).to_pylist()
+        rows = read_table(path).to_pylist()
         # The text is the index of a pandas frame, whose column name differs between versions.
         return {
             int(row["task_index"]): next((str(v) for k, v in row.items() if k != "task_index"), "")
@@ -134,8 +156,10 @@ class LeRobotFiles:
         videos = [key for key in self.cameras.values() if self.info["features"][key]["dtype"] == "video"]
         episodes: dict[int, EpisodeFiles] = {}
         for path in paths:
-            columns = [name for name in _parquet(path).schema_arrow.names if not name.startswith("stats/")]
-            for row in _read_table(path, columns).to_pylist():
+            columns = [
+                name for name in open_parquet(path).schema_arrow.names if not name.startswith("stats/")
+            ]
+            for row in read_table(path, columns).to_pylist():
                 try:
                     episode = self._episode(row, videos)
                 except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -148,18 +172,28 @@ class LeRobotFiles:
         return dict(sorted(episodes.items()))
 
     def _episode(self, row: dict[str, Any], videos: list[str]) -> EpisodeFiles:
-        data = self.info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        data = _filled(
+            self.info["data_path"], chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
         )
         lies = {}
         for key in videos:
-            video = self.info["video_path"].format(
+            video = _filled(
+                self.info["video_path"],
                 video_key=key,
                 chunk_index=row[f"videos/{key}/chunk_index"],
                 file_index=row[f"videos/{key}/file_index"],
             )
-            lies[key] = (self.root / video, float(row[f"videos/{key}/from_timestamp"]))
-        return EpisodeFiles(int(row["episode_index"]), int(row["length"]), self.root / data, lies)
+            lies[key] = (self._inside(video), float(row[f"videos/{key}/from_timestamp"]))
+        return EpisodeFiles(int(row["episode_index"]), int(row["length"]), self._inside(data), lies)
+
+    def _inside(self, path: str) -> Path:
+        """A file of the dataset. Links are followed, since caches are made of them. Raises `EnvError`."""
+        relative = Path(path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise EnvError(
+                f"{self.root} names the file {path!r:.200}; one inside the dataset's folder was expected"
+            )
+        return self.root / relative
 
     def episode(self, index: int) -> EpisodeFiles:
         """Raises `EnvError` with the episodes that there are."""
@@ -175,10 +209,15 @@ class LeRobotFiles:
     def read_episode(self, index: int) -> EpisodeRows:
         """The numbers of one episode."""
         episode = self.episode(index)
+        with _told(episode.data_file):
+            return self._rows(episode)
+
+    def _rows(self, episode: EpisodeFiles) -> EpisodeRows:
+        index = episode.index
         wanted = ["action", "timestamp", "task_index", "frame_index"]
         if self.state_names:
             wanted.append("observation.state")
-        table = _read_table(episode.data_file, wanted, [("episode_index", "=", index)])
+        table = read_table(episode.data_file, wanted, [("episode_index", "=", index)])
         if table.num_rows != episode.length:
             raise EnvError(
                 f"{episode.data_file} holds {table.num_rows} rows of episode {index}, {episode.length} were expected: "
@@ -196,26 +235,29 @@ class LeRobotFiles:
 
     def images(self, index: int, timestamps: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """{camera: (H, W, 3) uint8 RGB} for each tick of an episode, decoded as they are asked for."""
-        episode = self.episode(index)
+        with _told(self.root):
+            yield from self._pictures(self.episode(index), timestamps)
+
+    def _pictures(self, episode: EpisodeFiles, timestamps: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         streams: dict[str, Iterator[np.ndarray]] = {}
         stored = {name: key for name, key in self.cameras.items() if key not in episode.videos}
         for name, key in self.cameras.items():
             if key in episode.videos:
                 path, start = episode.videos[key]
-                streams[name] = _video_frames(path, start + timestamps, 0.5 / self.fps)
+                streams[name] = video_frames(path, start + timestamps, 0.5 / self.fps)
         rows = self._stored_images(episode, stored) if stored else None
         for tick in range(episode.length):
             images = {name: next(stream) for name, stream in streams.items()}
             if rows is not None:
                 images |= next(rows, {})
             if len(images) != len(self.cameras):
-                raise EnvError(f"{episode.data_file} ends before tick {tick} of episode {index}")
+                raise EnvError(f"{episode.data_file} ends before tick {tick} of episode {episode.index}")
             yield {name: images[name] for name in self.cameras}
 
     def _stored_images(
         self, episode: EpisodeFiles, stored: dict[str, str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        file = _parquet(episode.data_file)
+        file = open_parquet(episode.data_file)
         column = file.schema_arrow.names.index("episode_index")
         groups = []
         for group in range(file.metadata.num_row_groups):
@@ -235,84 +277,35 @@ class LeRobotFiles:
                     yield {name: self._decode_stored(row[key], key) for name, key in stored.items()}
 
     def _decode_stored(self, value: dict[str, Any], key: str) -> np.ndarray:
-        import cv2
-
         data = value.get("bytes")
         if data is None:
-            path = self.root / str(value.get("path"))
+            path = self._inside(str(value.get("path")))
             if not path.is_file():
                 raise EnvError(f"the image file {path} of {key} is missing")
             data = path.read_bytes()
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise EnvError(f"an image of {key} in {self.root} is damaged ({len(data)} bytes)")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        codec = "png" if data.startswith(b"\x89PNG") else "jpeg"
+        try:
+            return decode_image(EncodedImage(codec, data, (*(image_size(codec, data) or (0, 0)), 3)))
+        except InvalidInput as error:
+            raise EnvError(f"an image of {key} in {self.root} is damaged: {error.message}") from error
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _video_frames(path: Path, times: np.ndarray, tolerance_s: float) -> Iterator[np.ndarray]:
-    """The frame nearest to each of the ascending `times` (seconds in the file), as (H, W, 3) uint8 RGB."""
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever is at odds with the format, in files that anybody may have written, is an `EnvError`."""
     try:
-        import av
-    except ImportError as error:
-        raise EnvError(INSTALL) from error
-    _check_there(path)
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            container.seek(max(0, round(times[0] / stream.time_base) - 1), backward=True, stream=stream)
-            frames = (frame for frame in container.decode(stream) if frame.pts is not None)
-            now: Any = next(frames, None)
-            after: Any = next(frames, None)
-            for time in times:
-                while after is not None and abs(after.time - time) <= abs(now.time - time):
-                    now, after = after, next(frames, None)
-                if now is None or abs(now.time - time) > tolerance_s:
-                    last = "nothing" if now is None else f"{now.time:.3f} s"
-                    raise EnvError(
-                        f"{path} has no frame at {time:.3f} s (nearest: {last}): the video is cut off"
-                    )
-                yield now.to_ndarray(format="rgb24")
-    except (av.error.FFmpegError, IndexError) as error:
-        raise EnvError(f"{path} cannot be decoded ({error}): the video is cut off or damaged") from error
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EnvError(f"{path} is not as LeRobot v3.0 writes it ({reason:.200})") from error
 
 
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise EnvError(f"{path} is missing: the copy of the dataset is incomplete")
-    with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise EnvError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise EnvError(INSTALL) from error
-    _check_there(path)
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EnvError(f"{path} cannot be read ({error}): the file is cut off or damaged") from error
-
-
-def _read_table(path: Path, columns: list[str] | None = None, filters: Any = None) -> Any:
-    file = _parquet(path)
-    import pyarrow
-    import pyarrow.parquet
-
-    missing = [name for name in columns or () if name not in file.schema_arrow.names]
-    if missing:
-        raise EnvError(f"{path} lacks the column {', '.join(missing)}; info.json promises it")
-    try:
-        return pyarrow.parquet.read_table(path, columns=columns, filters=filters)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EnvError(f"{path} cannot be read ({error}): the file is cut off or damaged") from error
+def _filled(template: str, **values: Any) -> str:
+    """A path template with its places filled. Not `str.format`, which can be told to read attributes and to fill disks."""
+    return _PLACE.sub(lambda place: str(values[place[1]]).zfill(int(place[2] or 0)), template)
 
 
 def _matrix(table: Any, column: str, width: int, path: Path) -> np.ndarray:
@@ -334,7 +327,9 @@ def _names(feature: dict[str, Any] | None, what: str) -> tuple[str, ...]:
     """The names of a vector feature; LeRobot writes a list, or a map that holds one list, or nothing."""
     if feature is None:
         return ()
-    size, names = int(np.prod(feature.get("shape", (0,)))), feature.get("names")
+    size, names = math.prod(feature.get("shape", (0,))), feature.get("names")
+    if size > MAX_VALUES:
+        raise EnvError(f"the feature {what} has {size} values; at most {MAX_VALUES} are read")
     if isinstance(names, dict):
         names = next((value for value in names.values() if isinstance(value, list)), None)
     if not isinstance(names, list) or len(names) != size:

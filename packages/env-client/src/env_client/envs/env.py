@@ -1,10 +1,12 @@
 """What the control loop knows of a robot. Time belongs to the loop, not to the env."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from env_client.wire.codec import EncodedImage
 from env_client.wire.spec import StateSpec
 
 __all__ = ["Env", "EnvError", "EnvSpec", "Observation"]
@@ -40,6 +42,9 @@ class EnvSpec:
     cameras: tuple[str, ...]
     # The rate at which the robot is meant to be driven, in Hz.
     fps: float = 30.0
+    # (action_dim,) the fastest that each value may change, in that unit per second, whatever the user allows; None: the
+    # robot sets no limit of its own.
+    speed: np.ndarray | None = None
 
     @property
     def action_dim(self) -> int:
@@ -50,8 +55,8 @@ class EnvSpec:
 class Observation:
     """What the robot saw at one tick."""
 
-    # {name: (H, W, 3) uint8 RGB}
-    images: dict[str, np.ndarray]
+    # {name: (H, W, 3) uint8 RGB}, or as compressed as the camera sent it
+    images: Mapping[str, np.ndarray | EncodedImage]
     # {part: (n,) float32 in the env's unit}
     states: dict[str, np.ndarray]
     task: str = ""

@@ -26,6 +26,9 @@ from env_client.wire.spec import StateSpec
 
 __all__ = ["LeRobotEnv", "make_lerobot", "stop"]
 
+# How often a connection is tried.
+_ATTEMPTS = 3
+
 
 def make_lerobot(
     config: LeRobotConfig, file: RobotFile, *, task: str = "", dry_run: bool = False
@@ -82,11 +85,18 @@ class LeRobotEnv:
                 f"the robot's action values are {', '.join(robot.action_features)}; the robot file describes "
                 f"{', '.join(self._spec.action_names)}"
             )
-        try:
-            robot.connect(calibrate=False)
-            calibrated = bool(robot.is_calibrated)
-        except Exception as error:
-            raise EnvError(f"{robot} cannot be reached: {' '.join(str(error).split())}") from error
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                robot.connect(calibrate=False)
+                calibrated = bool(robot.is_calibrated)
+                break
+            except Exception as error:
+                # One packet that went missing is no missing robot; LeRobot's drivers ask once.
+                if attempt == _ATTEMPTS or not isinstance(error, ConnectionError):
+                    raise EnvError(f"{robot} cannot be reached: {' '.join(str(error).split())}") from error
+                with contextlib.suppress(Exception):
+                    robot.disconnect()
+                robot = _robot(self._fields)
         self._robot = robot
         if not calibrated:
             self.close()

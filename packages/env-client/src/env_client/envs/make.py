@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from env_client.cli import CliError, find_config_file
 from env_client.control.heartbeat import StopPlan
+from env_client.control.safety import SafetyConfig
+from env_client.envs.astribot_config import AstribotConfig
 from env_client.envs.config import EnvConfig
 from env_client.envs.env import Env, EnvError
+from env_client.envs.plug_ins import PlugInConfig
 from env_client.envs.robots import BiSO101Config, LeRobotConfig, LiveEnvConfig, SO101Config, VirtualConfig
+from env_client.text_files import load_yaml
+from env_client.wire.spec import PolicySpec
 
-__all__ = ["LiveEnv", "RobotFile", "make_env", "read_robot_file"]
+__all__ = ["LiveEnv", "OwnSafety", "RobotFile", "Stoppable", "make_env", "read_robot_file"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,9 @@ class RobotFile:
 
     # Of the poses, and of everything below for `lerobot`.
     unit: str
-    # (action_dim,) where an episode starts, and where the robot can be left without torque.
-    ready_pose: list[float] | None = None
-    rest_pose: list[float] | None = None
+    # (action_dim,) where an episode starts, and where the robot can be left without torque; of an Astribot by part.
+    ready_pose: list[float] | dict[str, list[float]] | None = None
+    rest_pose: list[float] | dict[str, list[float]] | None = None
     # Only for `lerobot`: the name of the state's part, and
     # {LeRobot's name of an action value: {lower, upper, unit_per_rad, gripper}}.
     part: str = "arm"
@@ -56,8 +61,40 @@ class LiveEnv(Env, Protocol):
         ...
 
 
-def make_env(config: EnvConfig, *, task: str = "", dry_run: bool = False) -> LiveEnv:
-    """The env for a config; `task` is the prompt that its observations carry. Raises `EnvError`."""
+@runtime_checkable
+class Stoppable(Protocol):
+    """A robot that is left by stopping it: it stands, and takes no more commands."""
+
+    def stop(self) -> str:
+        """What was reached, as a sentence. Raises `EnvError`."""
+        ...
+
+
+@runtime_checkable
+class OwnSafety(Protocol):
+    """A robot that knows more of its safety filter's settings than the user says."""
+
+    def safety(self, config: SafetyConfig) -> SafetyConfig: ...
+
+
+def make_env(
+    config: EnvConfig,
+    *,
+    task: str = "",
+    dry_run: bool = False,
+    policy: PolicySpec | None = None,
+    action_dim: int | None = None,
+) -> LiveEnv:
+    """The env for a config; `task` is the prompt that its observations carry. Raises `EnvError`.
+
+    A robot that can be driven in several layouts takes that of `policy`, or the one of `action_dim` values.
+    """
+    if isinstance(config, AstribotConfig):
+        from env_client.envs.astribot_make import make_astribot
+
+        astribot = make_astribot(config, task=task, dry_run=dry_run)
+        astribot.suit(policy, action_dim)
+        return cast(LiveEnv, astribot)
     if isinstance(config, VirtualConfig):
         from env_client.envs.virtual import attach
 
@@ -77,6 +114,8 @@ def make_env(config: EnvConfig, *, task: str = "", dry_run: bool = False) -> Liv
             )
         file = read_robot_file(config, "lerobot")
         return cast(LiveEnv, make_lerobot(config, file, task=task, dry_run=dry_run))
+    if isinstance(config, PlugInConfig):
+        return config.make_env(task=task, dry_run=dry_run)
     raise EnvError(f"run_env_client drives robots; {type(config).__name__} is none (see run_fake_env_client)")
 
 
@@ -87,13 +126,16 @@ def _with_cameras[T: LiveEnvConfig](config: T, kind: str) -> T:
 
 def read_robot_file(config: EnvConfig, kind: str) -> RobotFile:
     """The robot file of `config`, or the default one of `kind`. Raises `EnvError` with what is wrong in it."""
-    import yaml
+    if isinstance(config, AstribotConfig):
+        from env_client.envs.astribot_make import find_hardware
 
+        hardware = find_hardware(config)
+        return RobotFile("rad", ready_pose=hardware.ready_pose, rest_pose=hardware.rest_pose)
     given = config.robot_config_path if isinstance(config, LiveEnvConfig) else None
     path = _find(given or f"robots/{kind}.yaml", "--env.robot-config-path")
     try:
-        return RobotFile(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        return RobotFile(**load_yaml(path))
+    except (OSError, ValueError, TypeError) as error:
         raise EnvError(
             f"the robot file {path} cannot be used ({' '.join(str(error).split())}); unit, ready_pose, rest_pose, "
             "part and joints were expected"

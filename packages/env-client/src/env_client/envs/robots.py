@@ -90,6 +90,8 @@ class VirtualConfig(LiveEnvConfig):
     seed: int | None = None
     # Control port of a virtual robot that runs already; default: one is started.
     control_port: int | None = None
+    # End an episode as soon as the task is solved.
+    end_on_success: bool = False
     # File that gets everything that the virtual servos were told.
     servo_log: str | None = None
     # The joints in degrees instead of -100..100; it must be what the policy was trained with.

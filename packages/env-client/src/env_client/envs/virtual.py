@@ -7,6 +7,7 @@ and cameras are what the child says; only reset, success and the seed go through
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -40,6 +41,8 @@ _START_LIMIT = 90.0
 _END_LIMIT = 5.0
 # How long a reset waits for pictures of the new scene, seconds.
 _PICTURES = 2.0
+# How often success is asked after, seconds.
+_WATCH = 0.1
 
 
 class VirtualRobot:
@@ -118,15 +121,18 @@ def attach(config: VirtualConfig, *, task: str = "", dry_run: bool = False) -> V
         left, right = (ArmConfig(port=port) for port in info["ports"])
         real = BiSO101Config(robot=BiSO101RobotConfig(left, right, **common), **shared)
     env = make_so101(real, task=task, dry_run=dry_run)
-    return VirtualEnv(env, control)
+    watch = _SuccessWatch(ControlClient(config.control_port)) if config.end_on_success else None
+    return VirtualEnv(env, control, watch)
 
 
 class VirtualEnv(SO101Env):
     """A real `SO101Env` on virtual hardware that can also be reset and asked for success."""
 
-    def __init__(self, env: SO101Env, control: Any) -> None:
+    def __init__(self, env: SO101Env, control: Any, watch: _SuccessWatch | None = None) -> None:
+        """With a `watch`, `done` is True once the task is solved."""
         super().__init__(env.arms, env.cameras, env.parts, use_degrees=env.use_degrees, task=env.task)
         self._control = control
+        self._watch = watch
         # Called again and again while `reset` waits: whoever watches the control thread knows that it lives.
         self.on_wait: Callable[[], None] = lambda: None
 
@@ -142,6 +148,8 @@ class VirtualEnv(SO101Env):
         if failure:
             raise EnvError(str(failure[0])) from failure[0]
         self._await_pictures(time.monotonic())
+        if self._watch is not None:
+            self._watch.begin()
         return super().reset(seed)
 
     def _reset_world(self, seed: int | None, failure: list[Exception]) -> None:
@@ -163,6 +171,10 @@ class VirtualEnv(SO101Env):
             if all(time.monotonic() - age > since + 0.1 for age in ages.values()):
                 return
 
+    @property
+    def done(self) -> bool:
+        return self._watch is not None and self._watch.solved
+
     def success(self) -> bool | None:
         from virtual_so101.control import ControlError
 
@@ -173,4 +185,43 @@ class VirtualEnv(SO101Env):
 
     def close(self) -> None:
         super().close()
+        if self._watch is not None:
+            self._watch.close()
         self._control.close()
+
+
+class _SuccessWatch:
+    """Asks after success in a thread of its own, over a connection of its own: the control loop waits for nobody."""
+
+    def __init__(self, control: Any) -> None:
+        self.solved = False
+        self._episode = 0
+        self._control = control
+        self._watching = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="success", daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """An episode begins, unsolved."""
+        self._episode += 1
+        self.solved = False
+        self._watching.set()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._watching.set()
+        self._thread.join(1.0)
+        self._control.close()
+
+    def _run(self) -> None:
+        from virtual_so101.control import ControlError
+
+        while not self._closed.wait(_WATCH):
+            self._watching.wait()
+            episode = self._episode
+            with contextlib.suppress(ControlError):  # a robot that is gone is the env's to tell
+                # An answer that was under way while the next episode began is about the one before.
+                if not self._closed.is_set() and self._control.success() and episode == self._episode:
+                    self._watching.clear()
+                    self.solved = True

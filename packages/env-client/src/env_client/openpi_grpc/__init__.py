@@ -1,0 +1,1 @@
+"""The messages of `OpenPiInferenceService`, shared by the server's gateway and the client for older servers."""

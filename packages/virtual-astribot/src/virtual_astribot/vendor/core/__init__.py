@@ -1,0 +1,1 @@
+"""The SDK's folders, as the stand-in has them."""
