@@ -4,6 +4,7 @@ What such servers have in common: the metadata first, then one request map and o
 the inference on the event loop. Written from the description of the wire; arrays by the openpi-client package.
 
     python benchmarks/plain_server.py --port 8001 --delay-s 0 --horizon 16
+    python benchmarks/plain_server.py --checkpoint checkpoints/lift_act        # a real model, one request at a time
 """
 
 import argparse
@@ -21,6 +22,7 @@ async def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--port", type=int, default=8001, help="0 takes a free one and prints it")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument(
         "--delay-s", type=float, default=0.0, help="how long one inference blocks the event loop"
     )
@@ -28,7 +30,14 @@ async def main() -> None:
         "--first-delay-s", type=float, help="the same for the first inference of all; default: no other"
     )
     parser.add_argument("--horizon", type=int, default=16)
+    parser.add_argument("--checkpoint", help="a checkpoint that answers, in place of the present state")
     options = parser.parse_args()
+    policy = None
+    if options.checkpoint:
+        from grasp_cube.policies.load import load_policy
+
+        policy = load_policy(options.checkpoint)
+        policy.warm_up()
     packer = msgpack_numpy.Packer()
     first = True
 
@@ -42,8 +51,10 @@ async def main() -> None:
                 options.delay_s if options.first_delay_s is None or not first else options.first_delay_s
             )
             first = False
-            state = np.asarray(obs["states"]["arm"], np.float32)
-            actions = np.tile(state, (options.horizon, 1))
+            if policy is not None:
+                actions = policy.get_actions(obs)
+            else:
+                actions = np.tile(np.asarray(obs["states"]["arm"], np.float32), (options.horizon, 1))
             timing = {"infer_ms": (time.perf_counter() - started) * 1e3}
             await connection.send(packer.pack({"actions": actions, "server_timing": timing}))
 
@@ -51,9 +62,9 @@ async def main() -> None:
         return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
 
     async with serve(
-        handle, "127.0.0.1", options.port, compression=None, max_size=None, process_request=health
+        handle, options.host, options.port, compression=None, max_size=None, process_request=health
     ) as server:
-        print(f"listening at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        print(f"listening at ws://{options.host}:{server.sockets[0].getsockname()[1]}", flush=True)
         await server.serve_forever()
 
 

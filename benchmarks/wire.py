@@ -1,91 +1,101 @@
 """Round trips of raw and compressed images with an empty policy: ours against a plain openpi-style server and client.
 
-    uv run python benchmarks/wire.py [--rounds 300] [--json FILE]
+    uv run python benchmarks/wire.py [--quick] [--json FILE]
 
-The two are asked in turn, A B A B …, in one run, so that what the machine does to one it does to the other; the
-ratio is taken pair by pair. The floor is a copy of the same bytes in memory.
+The two are asked in turn, in one run, so that what the machine does to one it does to the other; the ratio is taken
+pair by pair. The peer always sends raw images. The floor is a copy of the same bytes in memory.
 """
 
-import argparse
-import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from env_client.websocket_client_policy import WebsocketClientPolicy
 from numpy_policy import write_checkpoint
 from openpi_client.websocket_client_policy import WebsocketClientPolicy as OpenpiClient
-from tqdm import tqdm
+from ratios import Part, Ratio, main, paired, timed
+
+__all__ = ["HERE", "cameras_of", "measure", "observation", "pair", "start", "start_ours"]
 
 HERE = Path(__file__).parent
 # (name, height, width, codec of our client): the peer always sends raw images.
 CASES = (
-    ("2 x 480x640x3 raw", 480, 640, "raw"),
-    ("2 x 224x224x3 raw", 224, 224, "raw"),
-    ("2 x 480x640x3 JPEG 90", 480, 640, "jpeg"),
+    ("raw_480x640", 480, 640, "raw"),
+    ("raw_224x224", 224, 224, "raw"),
+    ("jpeg_480x640", 480, 640, "jpeg"),
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
-    rows = [measure(case, options.rounds) for case in CASES]
-    print(f"\n{os.cpu_count()} cores, {options.rounds} paired round trips each, ms")
-    print(
-        f"{'images':24}{'ours p50':>10}{'p99':>8}{'peer p50':>10}{'p99':>8}{'ratio':>8}{'memcpy':>9}{'x floor':>9}"
-    )
-    for row in rows:
-        print(
-            f"{row['case']:24}{row['ours_p50']:10.2f}{row['ours_p99']:8.2f}{row['peer_p50']:10.2f}"
-            f"{row['peer_p99']:8.2f}{row['ratio']:8.2f}{row['memcpy']:9.3f}{row['ours_p50'] / row['memcpy']:9.0f}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+def run(quick: bool) -> Part:
+    return Part("wire", [measure(case, 150 if quick else 600) for case in CASES[: 2 if quick else None]])
 
 
-def measure(case: tuple[str, int, int, str], rounds: int) -> dict[str, float | str]:
+def measure(case: tuple[str, int, int, str], rounds: int) -> Ratio:
     """One row of the table."""
     name, height, width, codec = case
     obs = observation(height, width)
-    cameras = tuple({"name": n, "height": height, "width": width, "resize": "none"} for n in obs["images"])
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_checkpoint(Path(folder) / "empty", cameras=cameras, behaviour="constant")
-        ours, our_port = start_ours(checkpoint)
-        peer, peer_port = start(str(HERE / "plain_server.py"), "--port", "0")
-        try:
-            client = WebsocketClientPolicy("127.0.0.1", our_port, image_codec=codec)  # type: ignore[arg-type]
-            plain = OpenpiClient("127.0.0.1", peer_port)
-            for _ in range(20):
-                client.infer(obs)
-                plain.infer(obs)
-            pairs = np.array(
-                [(timed(client.infer, obs), timed(plain.infer, obs)) for _ in tqdm(range(rounds), desc=name)]
-            )
-            client.close()
-        finally:
-            ours.kill()
-            peer.kill()
+    with pair(height, width, codec) as (client, plain):
+        ratio = paired(
+            f"wire.{name}",
+            f"round trip of two {height}x{width} images as {codec}, the peer's raw, loopback",
+            lambda: client.infer(obs),
+            lambda: plain.infer(obs),
+            rounds=rounds,
+            warm_up=20,
+        )
     raw = np.concatenate([image.ravel() for image in obs["images"].values()])
     target = np.empty_like(raw)
-    copies = [timed(np.copyto, target, raw) for _ in range(200)]
-    return {
-        "case": name,
-        "ours_p50": float(np.percentile(pairs[:, 0], 50)),
-        "ours_p99": float(np.percentile(pairs[:, 0], 99)),
-        "peer_p50": float(np.percentile(pairs[:, 1], 50)),
-        "peer_p99": float(np.percentile(pairs[:, 1], 99)),
-        "ratio": float(np.median(pairs[:, 0] / pairs[:, 1])),
-        "memcpy": float(np.median(copies)),
-    }
+    ratio.facts["ms of a copy in memory"] = float(
+        np.median([timed(np.copyto, target, raw) for _ in range(200)])
+    )
+    return ratio
+
+
+@contextmanager
+def pair(
+    height: int,
+    width: int,
+    codec: str = "raw",
+    prefix: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    through: Callable[[int], AbstractContextManager[int]] | None = None,
+) -> Iterator[tuple[WebsocketClientPolicy, Any]]:
+    """Our client at our server and openpi's at a plain one, both with an empty policy for images of that size.
+
+    prefix: put before the servers' commands. host: where they listen. through: makes a port that leads to a port.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cameras = cameras_of(observation(height, width))
+        checkpoint = write_checkpoint(Path(folder) / "empty", cameras=cameras, behaviour="constant")
+        ours, our_port = start_ours(checkpoint, prefix=prefix, host=host)
+        peer, peer_port = start(str(HERE / "plain_server.py"), "--port", "0", "--host", host, prefix=prefix)
+        try:
+            with (
+                (through or nullcontext)(our_port) as our_port,
+                (through or nullcontext)(peer_port) as peer_port,
+            ):
+                client = WebsocketClientPolicy(host, our_port, image_codec=codec, on_status=lambda line: None)  # type: ignore[arg-type]
+                plain = OpenpiClient(host, peer_port)
+                yield client, plain
+                client.close()
+                plain._ws.close()
+        finally:
+            for process in (ours, peer):
+                process.kill()
+                process.wait()
+
+
+def cameras_of(obs: dict, resize: str = "none") -> tuple[dict[str, Any], ...]:
+    """What a policy says of cameras that give such images."""
+    return tuple(
+        {"name": name, "height": image.shape[0], "width": image.shape[1], "resize": resize}
+        for name, image in obs["images"].items()
+    )
 
 
 def observation(height: int, width: int) -> dict:
@@ -101,30 +111,25 @@ def observation(height: int, width: int) -> dict:
     }
 
 
-def timed(call: Callable, *arguments: object) -> float:
-    """Milliseconds."""
-    started = time.perf_counter()
-    call(*arguments)
-    return (time.perf_counter() - started) * 1e3
-
-
-def start_ours(checkpoint: Path) -> tuple[subprocess.Popen[str], int]:
-    """`serve_policy` on a free loopback port; with the port."""
+def start_ours(
+    checkpoint: Path, prefix: Sequence[str] = (), host: str = "127.0.0.1"
+) -> tuple[subprocess.Popen[str], int]:
+    """`serve_policy` on a free port; with the port."""
     command = ("-m", "grasp_cube.serve_policy", "--policy.path", str(checkpoint))
-    return start(*command, "--host", "127.0.0.1", "--port", "0")
+    return start(*command, "--host", host, "--port", "0", prefix=prefix)
 
 
-def start(*command: str) -> tuple[subprocess.Popen[str], int]:
+def start(*command: str, prefix: Sequence[str] = ()) -> tuple[subprocess.Popen[str], int]:
     """A server that prints its ws:// address; with the port."""
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*prefix, sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "ws://127.0.0.1:" in line:
+        if "ws://" in line:
             return process, int(line.rsplit(":", 1)[1])
     raise RuntimeError(f"{' '.join(command)} ended before it listened")
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__)

@@ -8,20 +8,28 @@ colder, and sending overlaps with receiving, so that the sum is not the whole.
 
 import argparse
 import asyncio
+import contextlib
+import mmap
 import multiprocessing
 import os
+import shutil
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from env_client.websocket import Connection
+from env_client import websocket
+from env_client.websocket import SOCKET_BUFFER, Connection
 from env_client.wire import Infer, InferReply, pack, pack_parts, read_request, unpack
 from env_client.wire.frames import BINARY, CHUNK, FrameReader, masked_chunks
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
 from wire import CASES, measure, observation
 
-from grasp_cube.serving.websocket import listening
+from grasp_cube.serving.listener import listening
 
 MAX_BYTES = 128 * 1024 * 1024
 
@@ -34,12 +42,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     for case in CASES[:2]:
         name, height, width, _ = case
-        row = measure(case, rounds)
+        ratio = measure(case, rounds)
         print(f"\n{name}")
         for step, micros in steps(observation(height, width), rounds).items():
             print(f"  {step:44}{micros:9.0f}")
-        print(f"  {'round trip through server and client':44}{float(row['ours_p50']) * 1e3:9.0f}")
-        print(f"  {'  of a plain openpi-style server and client':44}{float(row['peer_p50']) * 1e3:9.0f}")
+        print(f"  {'round trip through server and client':44}{statistics.median(ratio.ours) * 1e3:9.0f}")
+        print(
+            f"  {'  of a plain openpi-style server and client':44}{statistics.median(ratio.peer) * 1e3:9.0f}"
+        )
 
 
 def steps(obs: dict, rounds: int) -> dict[str, float]:
@@ -70,49 +80,110 @@ def steps(obs: dict, rounds: int) -> dict[str, float]:
     return {
         "client: pack without copying": timed(lambda: pack_parts(request.to_wire()), rounds),
         "  (pack with copies, as it was)": timed(lambda: pack(request.to_wire()), rounds),
-        "client: gather and mask": timed(mask, rounds),
-        "server: place and unmask, with a copy as recv's": timed(read, rounds),
+        "  (gather and mask, for a server elsewhere)": timed(mask, rounds),
+        "  (place and unmask, with a copy as recv's)": timed(read, rounds),
         "server: unpack and read the request": timed(lambda: read_request(unpack(payload)[0]), rounds),
         "server: pack the reply": timed(lambda: pack(reply), rounds),
         "client: unpack the reply": timed(lambda: unpack(answer), rounds),
-        "sockets alone, there and back": sockets(parts, len(answer), rounds),
-    }
+    } | sockets(parts, len(answer), rounds)
 
 
-def sockets(parts: list[bytes | memoryview], answer: int, rounds: int) -> float:
-    """A round trip of masked parts to another process that answers `answer` bytes and looks at nothing."""
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+def sockets(parts: list[bytes | memoryview], answer: int, rounds: int) -> dict[str, float]:
+    """Round trips to another process that answers `answer` bytes and looks at nothing, by each way, in turn."""
+    folder = tempfile.mkdtemp()
+    tcp, unix = socket.socket(), socket.socket(socket.AF_UNIX)
+    tcp.bind(("127.0.0.1", 0))
+    unix.bind(f"{folder}/socket")
     context = multiprocessing.get_context("fork")
-    server = context.Process(target=lambda: asyncio.run(_answer_all(sock, bytes(answer))), daemon=True)
+    server = context.Process(target=lambda: asyncio.run(_answer_all((tcp, unix), bytes(answer))), daemon=True)
     server.start()
-    try:
-        client = None
-        while client is None:
+    size = sum(map(len, parts))
+    shared = memoryview(mmap.mmap(-1, size))
+
+    def shake(sock: socket.socket) -> Connection:
+        connection = Connection(sock)
+        connection._shake_hands(ClientProtocol(parse_uri("ws://localhost")), {}, time.monotonic() + 30)
+        return connection
+
+    def connected(family: int, address: Any, buffer: int | None) -> Connection:
+        deadline = time.monotonic() + 30
+        while True:
+            sock = socket.socket(family)
+            if buffer is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
             try:
-                client = Connection.open(f"ws://127.0.0.1:{sock.getsockname()[1]}")
-            except ConnectionRefusedError:
+                sock.connect(address)
+            except (ConnectionRefusedError, FileNotFoundError):
+                sock.close()
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(0.01)
+                continue
+            if family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            return shake(sock)
 
-        def there_and_back() -> None:
-            client.send(parts, 30)
-            client.recv(30)
+    def ask(client: Connection) -> None:
+        client.send(parts, 30)
+        client.recv(30)
 
-        result = timed(there_and_back, rounds)
-        client.close()
-        return result
+    def copied(client: Connection) -> None:
+        """As if the data went through shared memory: a copy, and a small message."""
+        at = 0
+        for part in parts:
+            shared[at : at + len(part)] = part
+            at += len(part)
+        client.send(b"look", 30)
+        client.recv(30)
+
+    try:
+        stays_here = websocket._stays_here
+        ways: dict[str, tuple[Connection, Callable[[Connection], None]]] = {}
+        for label, family, address, buffer, masked in (
+            ("sockets alone: TCP", socket.AF_INET, tcp.getsockname(), SOCKET_BUFFER, False),
+            (
+                "  (TCP, masked, as to a server elsewhere)",
+                socket.AF_INET,
+                tcp.getsockname(),
+                SOCKET_BUFFER,
+                True,
+            ),
+            ("  (TCP, the system's own buffer sizes)", socket.AF_INET, tcp.getsockname(), None, False),
+            ("  (a Unix socket)", socket.AF_UNIX, unix.getsockname(), SOCKET_BUFFER, False),
+        ):
+            websocket._stays_here = lambda sock, masked=masked: not masked
+            ways[label] = connected(family, address, buffer), ask
+        ways["  (shared memory: a copy and a small message)"] = (
+            connected(socket.AF_INET, tcp.getsockname(), None),
+            copied,
+        )
+        websocket._stays_here = stays_here
+        times: dict[str, list[float]] = {label: [] for label in ways}
+        for _ in range(rounds):
+            for label, (client, call) in ways.items():
+                started = time.perf_counter()
+                call(client)
+                times[label].append((time.perf_counter() - started) * 1e6)
+        for client, _ in ways.values():
+            client.close()
+        return {label: statistics.median(each) for label, each in times.items()}
     finally:
         server.kill()
         server.join()
-        sock.close()
+        shutil.rmtree(folder)
 
 
-async def _answer_all(sock: socket.socket, answer: bytes) -> None:
+async def _answer_all(socks: tuple[socket.socket, ...], answer: bytes) -> None:
     async def handle(connection) -> None:
         async for _ in connection:
             await connection.send(answer)
 
-    async with listening(sock, handle, lambda connection, request: None, max_bytes=MAX_BYTES):
+    async with contextlib.AsyncExitStack() as stack:
+        for sock in socks:
+            await stack.enter_async_context(
+                listening(sock, handle, lambda connection, request: None, max_bytes=MAX_BYTES)
+            )
         await asyncio.Event().wait()
 
 

@@ -1,0 +1,5 @@
+"""`python -m fuzzing`."""
+
+from fuzzing.command import main
+
+main()
