@@ -5,17 +5,15 @@ over a real socket, as two people would; the table and the plots are the client'
 the server stays and the episodes are replayed until Ctrl-C.
 """
 
-import os
-import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from env_client.cli import fail, parse
+
+from grasp_cube.server_process import ServerFailed, environment, serving
 
 __all__ = ["DemoConfig", "main"]
 
@@ -23,9 +21,6 @@ PROG = "demo"
 DESCRIPTION = (
     "Serve the shipped checkpoint, replay the shipped episodes against it, and show how well it follows."
 )
-
-# Loading takes seconds on a laptop and may take minutes on a cold disk, in seconds.
-START_LIMIT_S = 600.0
 
 
 @dataclass
@@ -52,83 +47,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = Path("datasets") / config.task
     if not dataset.is_dir():
         fail(PROG, f"there is no dataset at {dataset.absolute()}: run this in the project's root")
-    server = _start_server(config)
+    arguments = ["--policy.task", config.task]
+    if config.device:
+        arguments += ["--policy.device", config.device]
     try:
-        code = _replay(config, dataset, _port(server))
-        while config.keep and code == 0:
-            print("Replaying again (--keep); Ctrl-C ends it.", flush=True)
-            code = _replay(config, dataset, _port(server))
+        with serving(arguments, lambda line: print(f"[server] {line}", flush=True), port=config.port) as port:
+            code = _replay(config, dataset, port)
+            while config.keep and code == 0:
+                print("Replaying again (--keep); Ctrl-C ends it.", flush=True)
+                code = _replay(config, dataset, port)
     except KeyboardInterrupt:
         code = 130
-    finally:
-        _end(server)
-    sys.exit(code)
-
-
-class _Server:
-    """The server's process; its lines are passed on to the terminal as they come."""
-
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
-        self.port: int | None = None
-        self.ready = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            print(f"[server] {line}", end="", flush=True)
-            found = re.search(r"Waiting for client connections at ws://\S+:(\d+)", line)
-            if found:
-                self.port = int(found[1])
-                self.ready.set()
-        self.ready.set()
-
-
-def _start_server(config: DemoConfig) -> _Server:
-    command = [sys.executable, "-m", "grasp_cube.serve_policy", "--policy.task", config.task]
-    command += ["--host", "127.0.0.1", "--port", str(config.port)]
-    if config.device:
-        command += ["--policy.device", config.device]
-    return _Server(command)
-
-
-def _port(server: _Server) -> int:
-    """The port of the ready server; ends the demo when it cannot start."""
-    server.ready.wait(START_LIMIT_S)
-    if server.port is None or server.process.poll() is not None:
-        _end(server)
+    except ServerFailed as failed:
         # The server has said why.
-        raise SystemExit(server.process.returncode or 1)
-    return server.port
+        code = failed.code
+    sys.exit(code)
 
 
 def _replay(config: DemoConfig, dataset: Path, port: int) -> int:
     command = [sys.executable, "-m", "env_client.run_fake_env_client", "--env.dataset-path", str(dataset)]
-    command += ["--port", str(port), "--output-dir", str(config.output_dir)]
+    command += [
+        "--port",
+        str(port),
+        "--output-dir",
+        str(config.output_dir),
+        "--no-panel",
+        "--no-enable-logging",
+    ]
     if config.fast:
         command.append("--fast")
-    client = subprocess.Popen(command, env=_environment())
+    client = subprocess.Popen(command, env=environment())
     try:
         return client.wait()
     except KeyboardInterrupt:
         # The terminal sent it to the client as well, which still writes its table.
         client.wait()
         raise
-
-
-def _end(server: _Server) -> None:
-    if server.process.poll() is None:
-        server.process.send_signal(signal.SIGTERM)
-    try:
-        server.process.wait(10)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 if __name__ == "__main__":

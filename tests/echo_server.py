@@ -10,7 +10,8 @@ import threading
 from env_client.wire.frames import CLOSE
 from websockets.frames import Frame, Opcode
 
-from grasp_cube.serving.websocket import Connection, listening
+from grasp_cube.serving.listener import listening
+from grasp_cube.serving.websocket import Connection
 
 __all__ = ["LIMIT", "Echo", "Raw", "masked"]
 

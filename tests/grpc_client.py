@@ -36,6 +36,15 @@ message Empty {}
 OK, ERROR, NOT_READY, EPISODE_END, MODEL_NOT_LOADED, INVALID_INPUT = range(6)
 CMD_RESET, CMD_SET_EPISODE, CMD_SET_PROMPT = range(3)
 CAP = 100 * 1024 * 1024
+# {method: (request, reply)} of those with one message each way.
+SERVICE_METHODS = {
+    "Configure": ("PolicyConfig", "ServiceStatus"),
+    "Predict": ("Observation", "Action"),
+    "PredictChunk": ("Observation", "ActionChunk"),
+    "Control": ("ControlCommand", "ServiceStatus"),
+    "GetStatus": ("Empty", "ServiceStatus"),
+    "Reset": ("Empty", "ServiceStatus"),
+}
 
 
 def compile_messages(folder: Path) -> dict[str, Any]:
@@ -55,7 +64,15 @@ def compile_messages(folder: Path) -> dict[str, Any]:
 class Client:
     """One connection: a peer of its own."""
 
-    def __init__(self, port: int, messages: dict[str, Any], *, cap: int = CAP, key: str | None = None):
+    def __init__(
+        self,
+        port: int,
+        messages: dict[str, Any],
+        *,
+        cap: int = CAP,
+        key: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ):
         self.messages = messages
         self.metadata = [("authorization", key)] if key else None
         # Channels of one process share their connections unless they are told not to.
@@ -65,7 +82,11 @@ class Client:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.keepalive_time_ms", 10000),
         ]
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        address = f"127.0.0.1:{port}"
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, options)
+        else:
+            self.channel = grpc.secure_channel(address, credentials, options)
 
     def __enter__(self) -> "Client":
         return self

@@ -1,5 +1,6 @@
 """Real processes for tests: start a command, wait for what it prints, end it whatever happens."""
 
+import ast
 import os
 import re
 import signal
@@ -86,3 +87,16 @@ def policy_server(checkpoint: Path | str, *arguments: str) -> Iterator[tuple[Run
     with running(*command, "--host", "127.0.0.1", "--port", "0", *arguments) as server:
         found = server.wait_for(r"Waiting for client connections at ws://127\.0\.0\.1:(\d+)")
         yield server, int(found[1])
+
+
+def help_of(command: str, *heavy: str) -> tuple[str, list[str]]:
+    """What `grasp_cube.COMMAND --help` prints, and which of the modules `heavy` it imported for that."""
+    code = (
+        f"import sys; from grasp_cube import {command}\n"
+        f"try: {command}.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said, _, imported = done.stdout.rstrip().rpartition("\n")
+    return said, ast.literal_eval(imported)

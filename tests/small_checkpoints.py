@@ -37,13 +37,14 @@ def stats(cameras: tuple[str, ...] = CAMERAS, dim: int = 6, seed: int = 3) -> di
     }
 
 
-def features(cameras: tuple[str, ...], dim: int) -> dict[str, dict[str, Any]]:
-    """The input and output features of a policy config."""
+def features(
+    cameras: tuple[str, ...], dim: int, size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> dict[str, dict[str, Any]]:
+    """The input and output features of a policy config; `size` is an image's (height, width)."""
     from lerobot.configs import FeatureType, PolicyFeature
 
     inputs: dict[str, Any] = {
-        f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, HEIGHT, WIDTH))
-        for camera in cameras
+        f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, (3, *size)) for camera in cameras
     }
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (dim,))
     return {
@@ -53,7 +54,12 @@ def features(cameras: tuple[str, ...], dim: int) -> dict[str, dict[str, Any]]:
 
 
 def save_act(
-    folder: Path, cameras: tuple[str, ...] = CAMERAS, dim: int = 6, half: bool = False, **options: Any
+    folder: Path,
+    cameras: tuple[str, ...] = CAMERAS,
+    dim: int = 6,
+    half: bool = False,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    **options: Any,
 ) -> Path:
     """An ACT checkpoint of 11 million parameters (its ResNet-18) and chunks of 10."""
     from lerobot.policies.act.configuration_act import ACTConfig
@@ -67,13 +73,17 @@ def save_act(
         "dim_feedforward": 32,
     }
     small |= {"n_encoder_layers": 1, "use_vae": False, "pretrained_backbone_weights": None, "device": "cpu"}
-    return _save(
-        folder, ACTPolicy, ACTConfig(**(features(cameras, dim) | small | options)), cameras, dim, half
-    )
+    config = ACTConfig(**(features(cameras, dim, size) | small | options))
+    return _save(folder, ACTPolicy, config, cameras, dim, half)
 
 
 def save_diffusion(
-    folder: Path, cameras: tuple[str, ...] = CAMERAS, dim: int = 6, half: bool = False, **options: Any
+    folder: Path,
+    cameras: tuple[str, ...] = CAMERAS,
+    dim: int = 6,
+    half: bool = False,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    **options: Any,
 ) -> Path:
     """A Diffusion checkpoint with one shared ResNet-18, two observed ticks and chunks of 5 out of 8."""
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -86,7 +96,7 @@ def save_diffusion(
         "pretrained_backbone_weights": None,
         "device": "cpu",
     }
-    config = DiffusionConfig(**(features(cameras, dim) | small | options))
+    config = DiffusionConfig(**(features(cameras, dim, size) | small | options))
     return _save(folder, DiffusionPolicy, config, cameras, dim, half)
 
 
@@ -106,10 +116,12 @@ def _save(
     return folder
 
 
-def observation(seed: int, cameras: tuple[str, ...] = CAMERAS, dim: int = 6) -> dict[str, Any]:
+def observation(
+    seed: int, cameras: tuple[str, ...] = CAMERAS, dim: int = 6, size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> dict[str, Any]:
     """A random observation as a robot sends it, of the size of these checkpoints."""
     random = np.random.default_rng(seed)
     state = random.uniform(-60, 60, dim).astype(np.float32)
     parts = {"arm": state} if dim == 6 else {"left_arm": state[:6], "right_arm": state[6:]}
-    images = {camera: random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for camera in cameras}
+    images = {camera: random.integers(0, 256, (*size, 3), dtype=np.uint8) for camera in cameras}
     return {"images": images, "states": parts, "task": "lift up the red cube"}

@@ -96,6 +96,7 @@ def test_the_shipped_checkpoint_follows_the_shipped_episodes(demo):
     assert summary["mean_absolute_error"] < 0.35 * summary["standing_still"]
 
 
+@pytest.mark.slow
 def test_the_scripts_under_their_first_paths_work_together(demo):
     """As the first documents spell them, with the task's own checkpoint."""
     real = ROOT / "grasp_cube" / "real"
@@ -104,7 +105,16 @@ def test_the_scripts_under_their_first_paths_work_together(demo):
         port = serving.wait_for(r"Waiting for client connections at ws://127\.0\.0\.1:(\d+)")[1]
         client = (sys.executable, real / "run_fake_env_client.py", "--env.dataset-path", "datasets/lift")
         with running(
-            *client, "--port", port, "--fast", "--num-episodes", "1", "--output-dir", demo[1] / "real"
+            *client,
+            "--no-panel",
+            "--no-enable-logging",
+            "--port",
+            port,
+            "--fast",
+            "--num-episodes",
+            "1",
+            "--output-dir",
+            demo[1] / "real",
         ) as fake:
             fake.wait_for("Connected!")
             assert fake.process.wait(120) == 0, fake.output

@@ -13,19 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs_gl import needs_gl
 from virtual_so101.calibration import JOINTS
 from virtual_so101.control import ControlClient
-from virtual_so101.gl import gl_backend
 from virtual_so101.servo_log import goals_of, read_servo_log
 
 COMMAND = [sys.executable, "-m", "virtual_so101.cli"]
 # Seconds; generous, as the cores are shared.
 START_LIMIT, END_LIMIT = 90.0, 30.0
-
-needs_gl = pytest.mark.skipif(
-    gl_backend() is None,
-    reason="no EGL or OSMesa: install libegl1 libegl-mesa0 libgl1-mesa-dri, or libosmesa6",
-)
 
 
 def start(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], dict]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from needs_gl import needs_gl
 from virtual_so101 import dataset
 from virtual_so101.calibration import ArmCalibration
 from virtual_so101.dataset import joint_names, main, record_episode
 from virtual_so101.expert import TICK
-from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.recorder import Recorder
 from virtual_so101.twin import Twin
 from virtual_so101.world import World
 
-needs_gl = pytest.mark.skipif(
-    gl_backend() is None and os.environ.get("GRASP_CUBE_REQUIRE_GL") != "1", reason=PACKAGES
-)
 BLANK = np.zeros((96, 128, 3), np.uint8)
 
 
@@ -179,13 +175,12 @@ def test_a_recording_killed_before_its_first_checkpoint_starts_again(tmp_path: P
     assert not root.exists()
 
 
+@needs_gl
 def test_a_folder_with_something_else_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing that this command did not write is overwritten."""
     (tmp_path / "thesis.txt").write_text("years of work")
-    if gl_backend() is None:
-        pytest.skip(PACKAGES)
     assert main(command(tmp_path, 1)) == 1
     assert "choose another --root" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()

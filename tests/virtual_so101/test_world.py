@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import numpy as np
 import pytest
-from virtual_so101.gl import PACKAGES, gl_backend
+from needs_gl import needs_gl
 from virtual_so101.meshes import model_path, simplified_mesh
 from virtual_so101.world import MAX_SPEED, World
 
-needs_gl = pytest.mark.skipif(
-    gl_backend() is None and os.environ.get("GRASP_CUBE_REQUIRE_GL") != "1", reason=PACKAGES
-)
 TICK = 1.0 / 30.0
 
 

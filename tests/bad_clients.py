@@ -1,0 +1,140 @@
+"""Clients that misbehave, each until it is told to stop: for tests and benchmarks."""
+
+import concurrent.futures
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from env_client.wire import pack
+from env_client.wire.frames import BINARY, frame_header
+from serving_parts import UPGRADE, make_observation
+
+__all__ = ["WAYS", "frame", "idle_connections", "misbehaving", "raw_client"]
+
+IDLE = 500
+
+
+def raw_client(port: int, *, buffer: int | None = None) -> socket.socket:
+    """A socket after the WebSocket handshake."""
+    sock = socket.socket()
+    if buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.settimeout(30)
+    sock.connect(("127.0.0.1", port))
+    lines = [
+        "GET / HTTP/1.1",
+        f"Host: 127.0.0.1:{port}",
+        *(f"{key}: {value}" for key, value in UPGRADE.items()),
+    ]
+    sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(4096)
+    assert b" 101 " in head
+    return sock
+
+
+def frame(message: object) -> bytes:
+    payload = pack(message)
+    return frame_header(BINARY, len(payload), b"\0\0\0\0") + payload
+
+
+def killed_in_a_frame(port: int, stop: threading.Event) -> None:
+    """Half an observation, then gone: by an end, and by a reset."""
+    half = frame(make_observation())[:3000]
+    while not stop.is_set():
+        for linger in (False, True):
+            with raw_client(port) as sock:
+                sock.sendall(half)
+                if linger:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stop.wait(0.02)
+
+
+def never_reads(port: int, stop: threading.Event) -> None:
+    """Asks and asks, and takes no answer; it comes again when it is cut."""
+    asked = frame({"op": "status"})
+    while not stop.is_set():
+        with raw_client(port, buffer=4096) as sock, contextlib.suppress(ConnectionError):
+            sock.setblocking(False)
+            rest = b""
+            while not stop.is_set():
+                rest = rest or asked
+                try:
+                    rest = rest[sock.send(rest) :]
+                except BlockingIOError:
+                    stop.wait(0.02)
+
+
+def one_byte_a_second(port: int, stop: threading.Event) -> None:
+    """In the handshake, and in a frame that announces 30 MB; it comes again when it is cut."""
+    while not stop.is_set():
+        with (
+            socket.create_connection(("127.0.0.1", port)) as shaking,
+            raw_client(port) as sending,
+            contextlib.suppress(ConnectionError),
+        ):
+            sending.sendall(frame_header(BINARY, 30_000_000, b"\0\0\0\0"))
+            while not stop.wait(1):
+                shaking.send(b"G")
+                sending.send(b"\0")
+
+
+def killed_process(port: int, stop: threading.Event) -> None:
+    """A client process that is killed with SIGKILL while it sends."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from serving_parts import client, make_observation\n"
+        "policy = client(int(sys.argv[1])); print('sending', flush=True)\n"
+        "while True: policy.infer(make_observation())\n"
+    )
+    while not stop.is_set():
+        command = [sys.executable, "-c", code, str(port), str(Path(__file__).parent)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            child.kill()
+
+
+def idle_connections(port: int, stop: threading.Event) -> None:
+    """Five hundred that were greeted and ask nothing."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            stack.enter_context(raw_client(port))
+        stop.wait()
+
+
+@contextlib.contextmanager
+def misbehaving(port: int, way: Callable[[int, threading.Event], None]) -> Iterator[None]:
+    """A process in which one of `WAYS` goes on while the block runs; the measured ones need their own interpreter."""
+    with subprocess.Popen(
+        [sys.executable, __file__, way.__name__, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            yield
+        finally:
+            child.stdin.close()
+            assert child.wait(60) == 0
+
+
+WAYS = (killed_in_a_frame, never_reads, one_byte_a_second, killed_process, idle_connections)
+
+if __name__ == "__main__":
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit({way.__name__: way for way in WAYS}[sys.argv[1]], int(sys.argv[2]), stop)
+        print("started", flush=True)
+        sys.stdin.read()
+        stop.set()
+        running.result(30)
