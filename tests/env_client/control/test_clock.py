@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
-from env_client.control.clock import MonotonicClock, Pacer, Timing, steady_interpreter
+from env_client.control.clock import MonotonicClock, Pacer, SendPhase, Timing, steady_interpreter
 from env_client.control.motion import MinimumJerk
 from env_client.control.simulated import SimulatedClock
 from hypothesis import given, settings
@@ -38,6 +43,32 @@ def test_a_slightly_late_tick_is_used_and_a_very_late_one_skipped() -> None:
     skipped = pacer.wait()
     assert (skipped.index, skipped.skipped) == (3, 1)
     assert skipped.started == pytest.approx(3 * PERIOD)
+
+
+@settings(max_examples=200, deadline=None)
+@given(reads=st.lists(st.sampled_from((0.001, 0.003, 0.005)), min_size=20, max_size=60))
+def test_commands_leave_evenly_however_unevenly_the_robot_is_read(reads: list[float]) -> None:
+    """Once the slowest reading was seen, commands are a period apart; the waiting sinks when readings are fast again."""
+    clock = SimulatedClock()
+    pacer, phase, left = Pacer(clock, PERIOD), SendPhase(PERIOD), []
+    for read in (0.005, *reads, *[0.001] * 900):
+        tick = pacer.wait()
+        clock.advance(read)
+        phase.wait(clock, tick)
+        left.append(clock.now())
+    assert np.abs(np.diff(left) - PERIOD).max() < 0.0005
+    assert left[-1] - tick.deadline < 0.0015
+
+
+def test_a_robot_that_is_read_slowly_is_commanded_at_once() -> None:
+    """Nothing waits for longer than a quarter of a period."""
+    clock = SimulatedClock()
+    pacer, phase = Pacer(clock, PERIOD), SendPhase(PERIOD)
+    for read, left in ((0.02, 0.02), (0.001, PERIOD / 4), (0.02, 0.02)):
+        tick = pacer.wait()
+        clock.advance(read)
+        phase.wait(clock, tick)
+        assert clock.now() - tick.deadline == pytest.approx(left, rel=0.01)
 
 
 @settings(max_examples=200, deadline=None)
@@ -102,6 +133,24 @@ def test_the_interpreter_is_given_back_as_it_was() -> None:
         assert gc.get_freeze_count() > 0
     assert sys.getswitchinterval() == before
     assert gc.get_freeze_count() == 0
+
+
+def test_the_loops_thread_takes_short_turns_while_it_runs() -> None:
+    """Read back from the kernel, where it tells."""
+    kernel = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    about_me = Path(f"/proc/self/task/{threading.get_native_id()}/sched")
+    if platform.system() != "Linux" or kernel < (6, 12) or not about_me.is_file():
+        pytest.skip(
+            "the kernel does not tell how long a thread's turns are (Linux 6.12 and later with SCHED_DEBUG)"
+        )
+
+    def turn_ns() -> int:
+        return int(re.search(r"se\.slice\s*:\s*(\d+)", about_me.read_text()).group(1))  # type: ignore[union-attr]
+
+    before = turn_ns()
+    with steady_interpreter():
+        assert turn_ns() == 100_000 < before
+    assert turn_ns() == before
 
 
 def test_a_minimum_jerk_path_starts_and_ends_at_rest_within_its_speed() -> None:

@@ -60,6 +60,15 @@ def test_stop_acts_within_one_tick() -> None:
     assert len(rig.arm.sent) == 50
 
 
+def test_a_stop_that_comes_while_the_robot_is_read_holds_back_this_ticks_command() -> None:
+    """Also when the command was known already and waited for its moment."""
+    rig, stop = Rig(), threading.Event()
+    rig.arm.on_read = lambda count: stop.set() if count == 50 else None
+    assert rig.loop.run_episode(stop=stop).outcome == "stopped"
+    # The first of the 50 readings was for the beginning, the last is this tick's.
+    assert len(rig.arm.sent) == 48
+
+
 def test_episodes_count_up_and_start_fresh() -> None:
     """Each has its own number, its own counters and its own chunks."""
     rig = Rig()

@@ -16,7 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Clock", "MonotonicClock", "Pacer", "Tick", "Timing", "steady_interpreter"]
+from env_client.control.slices import short_slices
+
+__all__ = ["Clock", "MonotonicClock", "Pacer", "SendPhase", "Tick", "Timing", "steady_interpreter"]
 
 # Upper edges of the jitter histogram, in ms.
 HISTOGRAM_MS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
@@ -92,6 +94,29 @@ class Pacer:
         return tick
 
 
+class SendPhase:
+    """When in its tick a command leaves: at the same moment in each.
+
+    Reading a robot takes 1 ms in one tick and 5 in the next. Commands that leave as soon as they are known hand this
+    unevenness on to the motors. So each waits until `offset_s` after its deadline, which is how late the slower of the
+    last ticks were ready: it jumps up to a slower one and sinks back in about `settle_s`. It never is more than
+    the part `most` of a period; a robot that takes longer to read is commanded at once.
+    """
+
+    def __init__(self, period: float, most: float = 0.25, settle_s: float = 10.0):
+        self.offset_s = 0.0
+        self._most, self._sink = most * period, period / settle_s
+
+    def wait(self, clock: Clock, tick: Tick) -> None:
+        """The command is ready; return when it may leave."""
+        ready = clock.now() - tick.deadline
+        if ready >= self.offset_s:
+            self.offset_s = min(ready, self._most)
+        else:
+            clock.sleep_until(tick.deadline + self.offset_s)
+            self.offset_s += (ready - self.offset_s) * self._sink
+
+
 class Timing:
     """How steady a loop was. Bounded: it remembers the newest two hours at 30 Hz."""
 
@@ -149,18 +174,21 @@ class Timing:
 
 @contextmanager
 def steady_interpreter() -> Iterator[None]:
-    """Keep the interpreter from stealing the loop's time.
+    """Keep the interpreter, and the machine's other work, from stealing the loop's time.
 
     A full garbage collection walks every object: with LeRobot's SO-101 driver imported it takes 350 ms here, ten
     ticks. What exists now is set aside, so that later collections walk only what is new (0.004 ms). And a thread
     that computes in Python gives the interpreter up only every 5 ms by default; with 1 ms a tick beside such a
-    thread wakes 3 ms late instead of 18 (median, on a machine with more work than cores).
+    thread wakes 3 ms late instead of 18 (median, on a machine with more work than cores). The thread itself asks the
+    kernel to go first when it wakes (`slices.py`).
     """
     interval = sys.getswitchinterval()
     gc.freeze()
     sys.setswitchinterval(min(interval, 1e-3))
+    short_slices()
     try:
         yield
     finally:
+        short_slices(False)
         sys.setswitchinterval(interval)
         gc.unfreeze()

@@ -1,6 +1,6 @@
 """The clock: one thread that reads the robot, asks for an action, filters it and sends it, at a steady rate.
 
-    tick:  deadline -> env.get_observation -> source.next_action -> safety.apply -> env.apply_action -> record
+    tick:  deadline -> env.get_observation -> source.next_action -> (steady moment) -> safety.apply -> env.apply_action -> record
 
 Life cycle: one `ControlLoop` per robot; `move_to`, `run_episode` and `move_to` again, any number of times, always
 from the same thread (all calls to the env come from there). `pause`, `resume` and the stop event may come from
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from env_client.control.clock import Clock, MonotonicClock, Pacer, Tick, Timing, steady_interpreter
+from env_client.control.clock import Clock, MonotonicClock, Pacer, SendPhase, Tick, Timing, steady_interpreter
 from env_client.control.link import LoopConfig, RobotLink
 from env_client.control.motion import MinimumJerk
 from env_client.control.records import EpisodeResult, MoveResult, Observer, RecordSink, Tap, TickRecord
@@ -57,6 +57,7 @@ class ControlLoop:
         self._paused = threading.Event()
         self._episode = -1
         self._link = self._new_link()
+        self._phase = SendPhase(self.period)
         # Why the source is not asked at the moment; None while it is.
         self._interrupted: str | None = None
         self._source_errors = 0
@@ -130,7 +131,7 @@ class ControlLoop:
             if time_s is not None and tick.started - started >= time_s - 1e-9:
                 outcome = "time"
                 break
-            steps += self._run_tick(tick)
+            steps += self._run_tick(tick, stop)
             self._link.timing.finished(tick, self.clock.now())
             if self._link.lost:
                 outcome = "env lost"
@@ -143,7 +144,7 @@ class ControlLoop:
                 break
         return tally.result(outcome, steps, self.clock.now() - started)
 
-    def _run_tick(self, tick: Tick) -> bool:
+    def _run_tick(self, tick: Tick, stop: threading.Event) -> bool:
         """One tick of an episode; True when a new action was commanded."""
         observation, pose, error = self._link.read()
         read = self.clock.now()
@@ -152,6 +153,11 @@ class ControlLoop:
             return False
         problem = self._problem(observation)
         action, origin = (None, None) if problem else self._ask(observation, tick.index)
+        asked = self.clock.now()
+        self._phase.wait(self.clock, tick)
+        if stop.is_set():
+            return False
+        woke = self.clock.now()
         verdict = self._filter(action, origin, pose, observation)
         thought = self.clock.now()
         sent, error = self._link.send(verdict)
@@ -166,7 +172,7 @@ class ControlLoop:
             held=verdict.held,
             origin=origin,
             read_s=read - tick.started,
-            think_s=thought - read,
+            think_s=asked - read + thought - woke,
             send_s=self.clock.now() - thought,
             error=error,
         )
