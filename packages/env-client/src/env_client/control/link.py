@@ -75,6 +75,8 @@ class RobotLink:
         self.came_back = False
         self._down_since: float | None = None
         self._rebased = False
+        # When a command last left, or may have left although the driver says that it failed.
+        self._tried: float | None = None
 
     def wait(
         self, read: Callable[[], Observation], stop: threading.Event, each_tick: Callable[[], None]
@@ -107,19 +109,20 @@ class RobotLink:
             try:
                 self.env.apply_action(verdict.action)
             except EnvError as caught:
+                self._tried = self.clock.now()
                 self.safety.unsent()
                 self._note_away(str(caught))
                 return None, str(caught)
-        self.timing.sent(self.clock.now())
+        self._tried = self.clock.now()
+        self.timing.sent(self._tried)
         # Only a robot that can be read and commanded is back.
         self._note_back()
         return verdict.action, None
 
     @property
     def since_last_command_s(self) -> float | None:
-        """None before the first command, and after an interruption."""
-        last = self.timing.last_sent
-        return None if last is None else self.clock.now() - last
+        """None before the first command."""
+        return None if self._tried is None else self.clock.now() - self._tried
 
     @property
     def lost(self) -> bool:
