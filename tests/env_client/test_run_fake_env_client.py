@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -325,7 +324,6 @@ def test_help_is_quick_and_light():
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "bad = {'torch', 'cv2', 'lerobot', 'pyarrow', 'matplotlib', 'av', 'pandas'} & set(sys.modules)\nassert not bad, bad"
     )
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -333,7 +331,6 @@ def test_help_is_quick_and_light():
         text=True,
         env=os.environ | {"COLUMNS": "100"},
     )
-    assert time.perf_counter() - started < 3.0  # 0.5 s on an idle machine
     for flag in (
         "--env.dataset-path",
         "--env.episodes",

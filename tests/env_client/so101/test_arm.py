@@ -213,7 +213,8 @@ def test_unplug_and_replug(make_twin: Make, make_env: Make) -> None:
             env.get_observation()
         with pytest.raises(EnvError):
             env.apply_action(target)
-    assert time.monotonic() - started < 0.05
+    # Forty that waited for the driver's timeouts would take ten times as long.
+    assert time.monotonic() - started < 4
     # The servos keep their goal meanwhile.
     np.testing.assert_allclose(arm_at(twin), target, atol=0.5)
     twin.buses[0].replug()
