@@ -54,9 +54,9 @@ EPISODE_S, SAMPLE_S, LATENCY_S = 60.0, 300.0, 0.1
 RECONNECT = 5
 # What each policy holds in memory, and the budget that has room for one of them, MB.
 HOLD_MB, BUDGET_GB = 20, 0.03
-# What may be more in the last fifth than in the second: MB, files, threads; and the factor of the round trips, which other
-# work on the machine changes as well.
-GROWTH = {"rss_mb": 24.0, "files": 2, "threads": 1}
+# What may be more in the last fifth than in the second: MB, files, threads (of pools that fill when work meets); and the
+# factor of the round trips, which other work on the machine changes as well.
+GROWTH = {"rss_mb": 24.0, "files": 2, "threads": 3}
 SLOWER = 1.5
 
 
