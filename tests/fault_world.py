@@ -154,7 +154,7 @@ class World:
         # Its 3D view is drawn by software here.
         page.route("**/scene/**", lambda route: route.abort())
         page.goto(url, wait_until="domcontentloaded", timeout=START_S * 1e3)
-        page.wait_for_function("document.body.dataset.phase === 'running'", timeout=START_S * 1e3)
+        page.wait_for_function("() => document.body.dataset.phase === 'running'", timeout=START_S * 1e3)
         self._browser = [p for p in psutil.Process().children(recursive=True) if p not in before]
 
     # ------------------------------------------------------------------------------------ finding, looking
