@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 from numpy_policy import write_checkpoint
 from tqdm import tqdm
-from wire import start_ours
+from wire import HERE, start_ours
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from page_parts import begin, changed_goals, phase, press
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 # What the issue of the page asks for, ms.
 ALLOWED_MS = 50.0
-_EVENTS = {"click": "pointerdown", "space": "keydown"}
 
 
 class Goals:
@@ -37,8 +39,7 @@ class Goals:
 
     def __init__(self, path: Path):
         self._path = path
-        # (moment in the log's own clock, goal)
-        self._found: list[tuple[float, dict[str, int]]] = []
+        self._found: list[dict[str, Any]] = []
         # The log's clock may only have started later than the smallest difference seen: a line is read after it was written.
         self._offset = float("inf")
         self._over = threading.Event()
@@ -46,9 +47,7 @@ class Goals:
         self._thread.start()
 
     def changes(self, since: float) -> list[float]:
-        found = self._found[-300:]
-        pairs = zip(found[1:], found, strict=False)
-        moments = [at + self._offset for (at, goal), (_, before) in pairs if goal != before]
+        moments = [goal["wall"] + self._offset for goal in changed_goals(self._found[-300:])]
         return [at for at in moments if at >= since]
 
     def close(self) -> None:
@@ -65,8 +64,7 @@ class Goals:
                 *whole, rest = rest.split("\n")
                 for event in map(json.loads, whole):
                     self._offset = min(self._offset, time.monotonic() - event["wall"])
-                    if event["kind"] == "goal":
-                        self._found.append((event["wall"], event["goal"]))
+                    self._found.append(event)
 
 
 def main() -> None:
@@ -167,31 +165,16 @@ def opened(url: str) -> Iterator[Any]:
 
 def stop(page: Any, goals: Goals, how: str) -> tuple[float, float]:
     """Start an episode, press Stop while the arm moves; milliseconds to the last new goal, and until the page heard of it."""
-    phase(page, "running", "waiting", "judging")
-    if page.evaluate("document.body.dataset.phase") != "running":
-        page.click("#start")
-    phase(page, "running")
+    begin(page)
     end = time.monotonic() + 60
     while len(goals.changes(time.monotonic() - 0.5)) < 5:
         if time.monotonic() > end:
             raise RuntimeError("the arm does not move")
         time.sleep(0.02)
-    page.evaluate(
-        """kind => addEventListener(kind, e => {
-            window.pressed = performance.timeOrigin + e.timeStamp;
-            window.heard = performance.now() - e.timeStamp;
-        }, {capture: true, once: true})""",
-        _EVENTS[how],
-    )
-    page.keyboard.press("Space") if how == "space" else page.click("#stop")
+    pressed = press(page, how)
     phase(page, "judging")
     time.sleep(0.5)
-    pressed = page.evaluate("window.pressed") / 1e3 - (time.time() - time.monotonic())
-    return (max(goals.changes(pressed - 1.0)) - pressed) * 1e3, page.evaluate("window.heard")
-
-
-def phase(page: Any, *wanted: str) -> None:
-    page.wait_for_function("wanted => wanted.includes(document.body.dataset.phase)", arg=list(wanted))
+    return (max(goals.changes(pressed.at - 1.0)) - pressed.at) * 1e3, pressed.heard_ms
 
 
 if __name__ == "__main__":

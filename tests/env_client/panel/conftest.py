@@ -1,13 +1,16 @@
-"""A panel of its own in this process, fed by hand, and browsers for whole runs."""
+"""A panel of its own, fed by hand from this process, and browsers for whole runs."""
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from env_client.panel.commands import receive_commands
 from env_client.panel.config import PanelConfig, open_panel
 from env_client.panel.panel import Panel
 from env_client.sidecar.types import RunInfo, TickData
@@ -24,7 +27,9 @@ class OpenPanel:
         self.said: list[str] = []
         self.config, listening = open_panel(PanelConfig(port=0, **config), self.said.append)
         assert listening is not None
-        self.panel = Panel(self.config, listening, self.commands.append)
+        ours, pages = socket.socketpair()
+        self.panel = Panel(self.config, listening, pages)
+        threading.Thread(target=receive_commands, args=(ours, self.commands.append), daemon=True).start()
         self.base = f"http://127.0.0.1:{self.config.port}"
 
     def begin(self, names: tuple[str, ...] = JOINTS) -> None:

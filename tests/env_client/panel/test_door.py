@@ -230,7 +230,17 @@ def test_what_a_browser_sends_harms_nobody(make_panel: Make) -> None:
             while not panel.commands and time.monotonic() < end:
                 await asyncio.sleep(0.01)
 
-    nonsense = ["", "{", "[]", "1", '{"drawn":1}', '{"name":7}', '{"name":"rm"}', '{"name":"__class__"}']
+    nonsense = [
+        "",
+        "{",
+        "[]",
+        "1",
+        '{"drawn":1}',
+        '{"name":7}',
+        '{"name":"rm"}',
+        '{"name":"__class__"}',
+        "[" * 16000,
+    ]
     odd = {"name": "success", "note": 7, "episode": "x", "prompt": None, "more": [1]}
     asyncio.run(send(*nonsense, json.dumps(odd)))
     assert panel.commands == [{"name": "success"}]

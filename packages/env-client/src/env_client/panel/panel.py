@@ -1,53 +1,47 @@
-"""The panel as a consumer of the sidecar: ticks become pictures, rows and a status line; a person's clicks become commands.
+"""The panel as a consumer of the sidecar: ticks become pictures, rows and a status line for the door's process.
 
-Life cycle: one `Panel` for a run, on a socket that was opened before the run began; `close` ends its thread and viser.
-The methods of a consumer are called by one thread, the sidecar's; the web server has a thread and an event loop of its
-own. With no browser open a tick costs a row in a list; viser starts with the first browser.
+Life cycle: one `Panel` for a run, on a socket that was opened before the run began; it starts the door (`process.py`), which
+serves the browsers and hands their commands to the control process itself; `close` ends the door and viser. The methods of a
+consumer are called by one thread, the sidecar's. With no browser open a tick costs a row; viser starts with the first browser.
 
-Error policy: nothing that a browser sends raises here, and nothing here reaches the control process but commands, which
-that checks again.
+Error policy: a door that is gone is an `OSError`, which ends this consumer and no other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import math
+import pickle
 import socket
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from multiprocessing import Pipe
+from typing import Any
 
 import numpy as np
-from aiohttp import web
 
 from env_client.panel.config import PanelConfig
-from env_client.panel.door import make_app
-from env_client.panel.live import Live
 from env_client.panel.robot import RobotModel
 from env_client.panel.scene import Scene
 from env_client.sidecar.runner import be_modest
-from env_client.sidecar.types import Command, EpisodeEnd, EpisodeStart, Mark, RunInfo, TickData
+from env_client.sidecar.types import EpisodeEnd, EpisodeStart, Mark, RunInfo, TickData
 
 __all__ = ["Panel"]
 
-logger = logging.getLogger(__name__)
-
-_COMMANDS = frozenset(get_args(get_type_hints(Command)["name"]))
 # Over how many ticks the rate is taken.
 _RATE_TICKS = 30
 
 
 class Panel:
-    """Serves the page. `command` gets what a person asks for, from the web server's thread; it must return at once."""
+    """Has the page served. Raises `OSError` where the door's process cannot be started."""
 
-    def __init__(
-        self, config: PanelConfig, listening: socket.socket, command: Callable[[Command], object]
-    ) -> None:
-        self._config, self._listening, self._command = config, listening, command
-        self._live = Live(self._receive)
+    def __init__(self, config: PanelConfig, listening: socket.socket, commands: socket.socket) -> None:
+        """`listening` is where browsers come in, `commands` where the door writes what they ask for
+        (`commands.py`); both belong to the door from now on."""
+        self._config = config
+        self._watched = False
         self._run: RunInfo | None = None
         self._scene: Scene | None = None
         self._scene_lock = threading.Lock()
@@ -55,18 +49,29 @@ class Panel:
         self._round_trip: float | None = None
         # When each of the newest ticks was, and how many it stands for: some are lost on the way here.
         self._ticks: deque[tuple[float, int]] = deque(maxlen=_RATE_TICKS)
-        self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._ended: asyncio.Event | None = None
-        self._thread = threading.Thread(target=self._serve, name="panel", daemon=True)
-        self._thread.start()
+        self._sending = threading.Lock()
+        self._connection, theirs = Pipe(duplex=True)
+        fds = [theirs.fileno(), listening.fileno(), commands.fileno()]
+        try:
+            self._door = subprocess.Popen(
+                [sys.executable, "-m", "env_client.panel.process", *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+            listening.close()
+            commands.close()
+        self._tell("config", config)
+        threading.Thread(target=self._receive, name="panel", daemon=True).start()
         self._ready.wait(10.0)
 
     # ---------------------------------------------------------------------------------- the sidecar's thread
 
     def begin_run(self, run: RunInfo) -> None:
         self._run = run
-        self._call(self._live.forget)
+        self._tell("forget", None)
         self._put("run", self._described(run))
 
     def begin_episode(self, start: EpisodeStart) -> None:
@@ -77,8 +82,8 @@ class Panel:
         measured = self._measured(tick)
         if tick.round_trip_s is not None:
             self._round_trip = tick.round_trip_s
-        images = {camera: tick.jpeg(camera) for camera in tick.images} if self._live.watched else {}
-        self._call(self._live.put_tick, self._row(tick, measured), self._status(tick), images)
+        images = {camera: tick.jpeg(camera) for camera in tick.images} if self._watched else {}
+        self._tell("tick", (self._row(tick, measured), self._status(tick), images))
         if tick.chunk is not None:
             # Row 0 belongs to the tick whose observation was sent.
             began = tick.time - (tick.round_trip_s or 0.0)
@@ -101,11 +106,13 @@ class Panel:
         self._put("state", state)
 
     def close(self) -> None:
-        ended = self._ended
-        if ended is not None and not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(ended.set)
-        self._thread.join(5.0)
+        with contextlib.suppress(OSError):
+            self._tell("close", None)
+        try:
+            self._door.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._door.kill()
+            self._door.wait()
         if self._scene is not None:
             self._scene.close()
 
@@ -173,46 +180,32 @@ class Panel:
                 self._scene = Scene(model)
             return self._scene.port
 
-    # --------------------------------------------------------------------------------------- the web server
+    def _show_scene(self) -> None:
+        with contextlib.suppress(OSError):
+            self._tell("scene", self._open_scene())
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._until_closed())
-        except Exception:
-            logger.exception("the panel's web server ended; the run goes on without it")
-        finally:
-            self._ready.set()
-            self._loop.close()
+    # --------------------------------------------------------------------------------------- the door's process
 
-    async def _until_closed(self) -> None:
-        self._ended = asyncio.Event()
-        app = make_app(self._config, self._live, lambda: asyncio.to_thread(self._open_scene))
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, self._listening, shutdown_timeout=1.0).start()
-            self._ready.set()
-            await self._ended.wait()
-            await self._live.close()
-        finally:
-            await runner.cleanup()
-
-    def _receive(self, message: dict[str, Any]) -> None:
-        """A browser's command, cut down to what is expected."""
-        name = message.get("name")
-        if name not in _COMMANDS:
-            return
-        kinds = {"note": str, "prompt": str, "episode": int}
-        told = {key: message[key] for key, kind in kinds.items() if isinstance(message.get(key), kind)}
-        self._command(Command(name=name, **told))  # type: ignore[typeddict-item]
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                # From our child process, through a pipe that nobody else has.
+                event, value = pickle.loads(self._connection.recv_bytes())  # nosec B301
+                if event == "ready":
+                    self._ready.set()
+                elif event == "watched":
+                    self._watched = value
+                elif event == "scene":
+                    threading.Thread(target=self._show_scene, name="scene", daemon=True).start()
+        self._ready.set()
 
     def _put(self, name: str, value: Any) -> None:
-        self._call(self._live.put, name, value)
+        self._tell("put", (name, value))
 
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the web server has ended
-            self._loop.call_soon_threadsafe(function, *arguments)
+    def _tell(self, event: str, value: Any) -> None:
+        data = pickle.dumps((event, value), protocol=pickle.HIGHEST_PROTOCOL)
+        with self._sending:
+            self._connection.send_bytes(data)
 
 
 def _plain(values: np.ndarray | None) -> list[float | None] | None:

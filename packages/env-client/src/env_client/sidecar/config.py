@@ -65,6 +65,8 @@ class SidecarConfig:
     # The browser page, and the listening socket that its door uses; None: no page.
     panel: PanelConfig | None = None
     panel_fd: int | None = None
+    # Where the page's process writes what a person asks for (`panel/commands.py`); set by `SidecarFeed`.
+    command_fd: int | None = None
 
     @property
     def wanted(self) -> bool:

@@ -1,7 +1,8 @@
 """The control process's end of the sidecar: it starts that process and hands over what happens. Nothing here waits.
 
     loop --push--> queue --sender thread--> pictures: shared memory, the rest: a socket --> sidecar
-                                            reader thread <-- commands, lines for the user
+                                            reader thread <-- lines for the user
+                                           command thread <-- what a person asks for, from the page's own process
 
 Life cycle: made at the start of a run, before anything is known of the robot; `begin_run` when it is; `close` at the
 end waits until the files are finished. Error policy: a sidecar that dies or hangs is said once, and the robot goes
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import pickle
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +28,8 @@ import numpy as np
 
 from env_client.control import SourceStats, TickRecord
 from env_client.control.plan import Chunk
+from env_client.control.slices import short_slices
+from env_client.panel.commands import receive_commands
 from env_client.sidecar.config import SidecarConfig
 from env_client.sidecar.ring import Ring
 from env_client.sidecar.types import (
@@ -82,19 +86,27 @@ class SidecarFeed:
         self._ring = Ring()
         self._connection, theirs = Pipe(duplex=True)
         fds = [theirs.fileno(), self._ring.fd]
+        passed = list(fds)
+        commands, pages = socket.socketpair()
+        if config.panel_fd is not None:
+            passed += [config.panel_fd, pages.fileno()]
+            config = replace(config, command_fd=pages.fileno())
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "env_client.sidecar.process", *map(str, fds)],
-                pass_fds=fds + ([] if config.panel_fd is None else [config.panel_fd]),
+                pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 # A terminal's Ctrl-C is not for the process that still has files to finish.
                 start_new_session=True,
             )
         finally:
             theirs.close()
+            pages.close()
         self._queue.put(("config", config))
-        for target in (self._send, self._receive):
-            threading.Thread(target=target, name=f"sidecar{target.__name__}", daemon=True).start()
+        for target, arguments in ((self._send, ()), (self._receive, ()), (self._take_commands, (commands,))):
+            threading.Thread(
+                target=target, args=arguments, name=f"sidecar{target.__name__}", daemon=True
+            ).start()
 
     @property
     def pid(self) -> int:
@@ -187,8 +199,6 @@ class SidecarFeed:
                         self._ready.set()
                     elif kind == "say":
                         self._say(value)
-                    elif kind == "command":
-                        self._on_command(value)
                 silent = time.monotonic() - heard > _SILENCE
                 if not self._closing and hangs != (self._ready.is_set() and silent):
                     hangs = not hangs
@@ -199,6 +209,12 @@ class SidecarFeed:
                     )
         except (OSError, EOFError):
             self._lose()
+
+    def _take_commands(self, commands: socket.socket) -> None:
+        # Asleep until a person presses something; then a Stop is not to wait for anybody's turn.
+        short_slices()
+        with commands:
+            receive_commands(commands, self._on_command)
 
     def _lose(self) -> None:
         if not self._gone and not self._closing:

@@ -1,8 +1,8 @@
 """The sidecar process: `python -m env_client.sidecar.process CONNECTION RING`, started by `SidecarFeed` only.
 
 Life cycle: it ends when control closes the run or is gone (SIGKILL included: the socket reaches its end), after every
-consumer has finished its files. What records and draws runs at a lower priority, so that control keeps its cores; what
-carries a person's Stop does not.
+consumer has finished its files. What records and draws runs at a lower priority, so that control keeps its cores. A person's
+Stop does not pass through here: the page has a process of its own (`panel/process.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Sidecar:
         # From our parent process, through a pipe that nobody else has.
         event, config = pickle.loads(self._connection.recv_bytes())  # nosec B301
         assert event == "config"
-        runners = list(_make_runners(config, self.say, self.command))
+        runners = list(_make_runners(config, self.say))
         self._tell("ready", None)
         # Control may be gone: what it told us until then is to be kept.
         with contextlib.suppress(OSError, EOFError):
@@ -81,10 +81,6 @@ class Sidecar:
     def say(self, line: str) -> None:
         """A line for the user. May be called from any thread."""
         self._tell("say", line)
-
-    def command(self, command: Any) -> None:
-        """What a person asks for. May be called from any thread."""
-        self._tell("command", command)
 
     def _serve(self, runners: list[Runner]) -> None:
         told = time.monotonic()
@@ -114,11 +110,9 @@ class Sidecar:
             self._connection.send_bytes(pickle.dumps((kind, value)))
 
 
-def _make_runners(
-    config: SidecarConfig, say: Callable[[str], None], command: Callable[[Any], None]
-) -> Iterator[Runner]:
+def _make_runners(config: SidecarConfig, say: Callable[[str], None]) -> Iterator[Runner]:
     """What the config asks for; what cannot begin is said and left out."""
-    for name, make, latest in _makers(config, say, command):
+    for name, make, latest in _makers(config, say):
         try:
             yield Runner(name, make(), say, latest=latest)
         except ImportError as error:
@@ -128,14 +122,14 @@ def _make_runners(
 
 
 def _makers(
-    config: SidecarConfig, say: Callable[[str], None], command: Callable[[Any], None]
+    config: SidecarConfig, say: Callable[[str], None]
 ) -> Iterator[tuple[str, Callable[[], Consumer], bool]]:
     """(name, how it is made, whether it only shows) of each consumer."""
-    if config.panel is not None and config.panel_fd is not None:
+    if config.panel is not None and config.panel_fd is not None and config.command_fd is not None:
         from env_client.panel.panel import Panel
 
-        listening = socket.socket(fileno=config.panel_fd)
-        yield "The panel", partial(Panel, config.panel, listening, command), True
+        listening, commands = (socket.socket(fileno=fd) for fd in (config.panel_fd, config.command_fd))
+        yield "The panel", partial(Panel, config.panel, listening, commands), True
     if config.log.enable:
         from env_client.record.inference_log import InferenceLog
 
