@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import multiprocessing
 import os
 import socket
 import struct
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from env_client.wire import pack
 from env_client.wire.frames import BINARY, frame_header
-from serving_parts import UPGRADE, make_observation
+from serving_parts import UPGRADE, client, make_observation
 
 __all__ = ["WAYS", "frame", "idle_connections", "misbehaving", "raw_client"]
 
@@ -45,9 +47,10 @@ def frame(message: object) -> bytes:
     return frame_header(BINARY, len(payload), b"\0\0\0\0") + payload
 
 
-def killed_in_a_frame(port: int, stop: threading.Event) -> None:
+def killed_in_a_frame(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """Half an observation, then gone: by an end, and by a reset."""
     half = frame(make_observation())[:3000]
+    begun.set()
     while not stop.is_set():
         for linger in (False, True):
             with raw_client(port) as sock:
@@ -57,11 +60,12 @@ def killed_in_a_frame(port: int, stop: threading.Event) -> None:
         stop.wait(0.02)
 
 
-def never_reads(port: int, stop: threading.Event) -> None:
+def never_reads(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """Asks and asks, and takes no answer; it comes again when it is cut."""
-    asked = frame({"op": "status"})
+    asked = frame({"op": "status"}) * 100
     while not stop.is_set():
         with raw_client(port, buffer=4096) as sock, contextlib.suppress(ConnectionError):
+            begun.set()
             sock.setblocking(False)
             rest = b""
             while not stop.is_set():
@@ -72,7 +76,7 @@ def never_reads(port: int, stop: threading.Event) -> None:
                     stop.wait(0.02)
 
 
-def one_byte_a_second(port: int, stop: threading.Event) -> None:
+def one_byte_a_second(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """In the handshake, and in a frame that announces 30 MB; it comes again when it is cut."""
     while not stop.is_set():
         with (
@@ -81,37 +85,69 @@ def one_byte_a_second(port: int, stop: threading.Event) -> None:
             contextlib.suppress(ConnectionError),
         ):
             sending.sendall(frame_header(BINARY, 30_000_000, b"\0\0\0\0"))
+            begun.set()
             while not stop.wait(1):
                 shaking.send(b"G")
                 sending.send(b"\0")
 
 
-def killed_process(port: int, stop: threading.Event) -> None:
-    """A client process that is killed with SIGKILL while it sends."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from serving_parts import client, make_observation\n"
-        "policy = client(int(sys.argv[1])); print('sending', flush=True)\n"
-        "while True: policy.infer(make_observation())\n"
-    )
+def killed_process(port: int, begun: threading.Event, stop: threading.Event) -> None:
+    """A client process that is killed with SIGKILL while it sends.
+
+    Each is forked from one that has imported everything: to start an interpreter takes a core for a third of a second, which
+    on a small machine is what the others would wait for.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["serving_parts"])
     while not stop.is_set():
-        command = [sys.executable, "-c", code, str(port), str(Path(__file__).parent)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
-            child.kill()
+        sending = context.Event()
+        child = context.Process(target=_ask_for_ever, args=(port, sending), daemon=True)
+        child.start()
+        sending.wait(30)
+        child.kill()
+        child.join()
+        begun.set()
+        stop.wait(0.1)
 
 
-def idle_connections(port: int, stop: threading.Event) -> None:
+def _ask_for_ever(port: int, sending: Event) -> None:
+    policy, obs = client(port), make_observation()
+    sending.set()
+    while True:
+        policy.infer(obs)
+
+
+def never_waits(port: int, begun: threading.Event, stop: threading.Event) -> None:
+    """Asks as fast as it can, and takes every answer."""
+    asked = frame({"op": "status"}) * 100
+    with raw_client(port) as sock:
+        begun.set()
+        sock.setblocking(False)
+        rest = b""
+        while not stop.is_set():
+            rest = rest or asked
+            try:
+                rest = rest[sock.send(rest) :]
+            except BlockingIOError:
+                stop.wait(0.005)
+            with contextlib.suppress(BlockingIOError):
+                while sock.recv(1 << 20):
+                    pass
+
+
+def idle_connections(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """Five hundred that were greeted and ask nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(IDLE):
             stack.enter_context(raw_client(port))
+        begun.set()
         stop.wait()
 
 
 @contextlib.contextmanager
-def misbehaving(port: int, way: Callable[[int, threading.Event], None]) -> Iterator[None]:
-    """A process in which one of `WAYS` goes on while the block runs; the measured ones need their own interpreter."""
+def misbehaving(port: int, way: Callable[[int, threading.Event, threading.Event], None]) -> Iterator[int]:
+    """A process in which one of `WAYS` goes on while the block runs, with its id; the measured ones need their own
+    interpreter."""
     with subprocess.Popen(
         [sys.executable, __file__, way.__name__, str(port)],
         stdin=subprocess.PIPE,
@@ -122,18 +158,20 @@ def misbehaving(port: int, way: Callable[[int, threading.Event], None]) -> Itera
         assert child.stdout is not None
         child.stdout.readline()
         try:
-            yield
+            yield child.pid
         finally:
             child.stdin.close()
             assert child.wait(60) == 0
 
 
-WAYS = (killed_in_a_frame, never_reads, one_byte_a_second, killed_process, idle_connections)
+WAYS = (killed_in_a_frame, never_reads, never_waits, one_byte_a_second, killed_process, idle_connections)
 
 if __name__ == "__main__":
-    stop = threading.Event()
+    begun, stop = threading.Event(), threading.Event()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit({way.__name__: way for way in WAYS}[sys.argv[1]], int(sys.argv[2]), stop)
+        doing = {way.__name__: way for way in WAYS}[sys.argv[1]]
+        running = pool.submit(doing, int(sys.argv[2]), begun, stop)
+        begun.wait(60)
         print("started", flush=True)
         sys.stdin.read()
         stop.set()

@@ -1,15 +1,16 @@
-"""Clients that die in the middle, never read, send a byte a second, or only sit there: the others are served."""
+"""Clients that die in the middle, never read, never wait, send a byte a second, or only sit there: the others are served."""
 
 import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from bad_clients import IDLE, WAYS, misbehaving, raw_client
+from bad_clients import IDLE, WAYS, frame, misbehaving, raw_client
 from env_client.wire import pack
 from env_client.wire.frames import BINARY, frame_header
 from numpy_policy import Options, expected_chunk
@@ -33,6 +34,37 @@ def test_the_others_are_served(port, way):
     with misbehaving(port, way), concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: drive(port, number), range(4)))
     drive(port, 9, 5)
+
+
+def test_who_reads_nothing_has_little_computed(checkpoint):
+    """Of thousands of requests those are answered whose answers fit into small buffers, and the rest when they are read."""
+    asked, answers = 4000, bytearray()
+    with (
+        serving("--policy.path", checkpoint, "--limits.max-rate", "0") as (_, port),
+        raw_client(port, buffer=4096) as sock,
+    ):
+        sock.sendall(frame({"op": "status"}) * asked)
+        before = 0
+        while (count := statuses(port)) != before or not count:
+            before = count
+            time.sleep(0.5)
+        assert count < asked / 4
+        drive(port, 0, 5)
+        # Each names this once.
+        while answers.count(b"uptime_s") < asked:
+            received = sock.recv(1 << 20)
+            assert received
+            answers += received
+        assert statuses(port) == asked
+
+
+def statuses(port: int) -> int:
+    """How often the server was asked for its status and has read it."""
+    found = re.search(
+        r'^grasp_cube_requests_total{op="status"} (\S+)', get(port, "/metrics")[1].decode(), re.M
+    )
+    assert found is not None
+    return int(float(found[1]))
 
 
 def test_five_hundred_idle_connections(checkpoint):

@@ -298,6 +298,19 @@ def test_a_client_that_sends_faster_than_it_is_answered_waits():
         assert len(connection._messages) <= under_test.MAX_WAITING
 
 
+def test_a_client_that_sends_faster_than_it_is_answered_rests(monkeypatch):
+    """After a few messages that lay there already, and only it: another client's next message is never one of those."""
+    monkeypatch.setattr(under_test, "PAUSE_S", 3600.0)
+    with Echo() as server, Raw(server.port) as flood:
+        flood.sock.sendall(masked(TEXT, b"again") * 10)
+        with websockets.sync.client.connect(f"ws://127.0.0.1:{server.port}") as other:
+            for number in range(5 * under_test.MAX_IN_A_ROW):
+                other.send(str(number))
+                assert other.recv(10) == str(number)
+        (connection,) = (each for each in server.seen if each._messages)
+        assert len(connection._messages) == 10 - under_test.MAX_IN_A_ROW
+
+
 def test_a_client_that_does_not_shake_hands_is_cut(monkeypatch):
     """Silence and a header without end."""
     monkeypatch.setattr(under_test, "HANDSHAKE_S", 0.3)
