@@ -80,6 +80,7 @@ def test_the_page_ends_with_those_who_record(tmp_path: Path) -> None:
     os.kill(feed.pid, signal.SIGKILL)
     until(lambda: port_is_free(port))
     until(lambda: feed.gone)
+    assert not feed.close(60)
 
 
 def test_what_is_no_command_is_passed_over() -> None:
