@@ -39,10 +39,16 @@ class Run:
     pages: tuple[Any, Any]
     log: Path
     records: Path
+    # Added to the log's seconds, gives this process's monotonic clock: the smallest that was seen. A line is read after it was
+    # written, so a goal counts as later than it was, never as earlier.
+    offset: float = float("inf")
 
     def goals(self) -> list[dict[str, Any]]:
         """Every goal that the servos were given so far, oldest first."""
-        return [event for event in read_servo_log(self.log) if event["kind"] == "goal"]
+        goals = [event for event in read_servo_log(self.log) if event["kind"] == "goal"]
+        if goals:
+            self.offset = min(self.offset, time.monotonic() - goals[-1]["wall"])
+        return goals
 
     def said(self) -> str:
         return self.client.output
@@ -117,15 +123,14 @@ def number(page: Any) -> int:
 
 
 def test_the_tiles_move_in_both_windows(run: Run) -> None:
-    """Ten pictures later each tile of each window shows something else: the arm moves, and the cameras see it."""
+    """Some pictures later each tile of each window shows something else: the arm moves, and the cameras see it."""
     run.begin(run.pages[0])
     tiles = [(page, camera) for page in run.pages for camera in CAMERAS]
     before = {tile: (frames(*tile), picture(*tile)) for tile in tiles}
     wait(lambda: all(frames(*tile) >= before[tile][0] + 10 for tile in tiles), run.said)
-    for tile in tiles:
-        assert picture(*tile) != before[tile][1]
+    wait(lambda: all(picture(*tile) != before[tile][1] for tile in tiles), run.said)
     for page in run.pages:
-        assert page.inner_text("#connection") == "connected"
+        wait(lambda page=page: page.inner_text("#connection") == "connected", run.said)
         assert "of 100" in page.inner_text("#episode")
         assert float(page.inner_text("#rate").split()[0]) > 0
 
@@ -140,13 +145,11 @@ def test_a_stop_holds_the_arm(run: Run, how: str) -> None:
     pressed = press(page, how)
     wait(lambda: run.stops() > stops, run.said)
     heard = run.goals()
-    # The log's clock began before it was read: so a goal counts as later than it was, never as earlier.
-    offset = time.monotonic() - heard[-1]["wall"]
     for window in run.pages:
         phase(window, "judging")
     time.sleep(1.0)
     goals = run.goals()
-    late = [goal for goal in changed_goals(heard) if goal["wall"] + offset > pressed.at]
+    late = [goal for goal in changed_goals(heard) if goal["wall"] + run.offset > pressed.at]
     print(
         f"{how}: {len(late)} goals changed between the press and the stop, {len(goals) - len(heard)} after it"
     )
