@@ -13,9 +13,7 @@ WORKDIR /
 FROM installer AS wheels
 WORKDIR /src
 COPY . .
-# In the checkout this is a link, which not every copy of a checkout keeps (Windows, archives); wheels hold the files.
-RUN link=packages/env-client/src/env_client/configs && rm -rf $link && cp -r configs $link \
-    && /uv/bin/uv build --quiet --wheel --out-dir /wheels packages/env-client
+RUN /uv/bin/uv build --quiet --wheel --out-dir /wheels packages/env-client
 
 FROM ${BASE}
 ARG ROBOT=astribot

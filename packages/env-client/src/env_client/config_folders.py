@@ -6,9 +6,6 @@ __all__ = ["config_folders"]
 
 
 def config_folders() -> tuple[Path, ...]:
-    """First `./configs`, what the user edits, then the defaults that the package carries.
-
-    In a checkout these are the same files: the package's folder is a link to the root's `configs`, and wheels hold
-    what it points to.
-    """
-    return Path("configs"), (Path(__file__).parent / "configs").resolve()
+    """First `./configs`, what the user edits, then the defaults: those that the package carries, in a checkout its own."""
+    carried = Path(__file__).parent / "configs"
+    return Path("configs"), carried if carried.is_dir() else Path(__file__).parents[4] / "configs"
