@@ -59,8 +59,8 @@ DRAIN_S = 30.0
 MAX_WAITING = 2
 # The same in bytes; a message that is larger than a server's limits waits alone.
 MAX_WAITING_BYTES = 32 * 1024 * 1024
-# A client that sends faster than it is answered rests after so many messages, in seconds: as long as this loop always has
-# something to do, the device's thread waits five milliseconds for the interpreter each time it needs it.
+# A client that sends faster than it is answered rests after so many messages, in seconds: without that one such client kept
+# this loop busy all the time, and the others, with the device's thread, waited for the interpreter twice as long.
 MAX_IN_A_ROW = 4
 PAUSE_S = 0.001
 # What waits to be written before the sender waits.
