@@ -194,10 +194,12 @@ def drive(
             loop.publish_to(pushed)
             feed.follow(source)
             feed.begin_episode(EpisodeStart(0, time.time()))
+            # With the process that serves the page.
             sidecar = psutil.Process(feed.pid)
-            before = sum(sidecar.cpu_times()[:2])
+            processes = [sidecar, *sidecar.children()]
+            before = sum(sum(each.cpu_times()[:2]) for each in processes)
             cpu, outcome = timed_episode(loop, seconds)
-            result["sidecar_cpu"] = (sum(sidecar.cpu_times()[:2]) - before) / seconds
+            result["sidecar_cpu"] = (sum(sum(each.cpu_times()[:2]) for each in processes) - before) / seconds
             feed.end_episode(EpisodeEnd(0, plain_result(outcome)))
         (record,) = (folder / "records").iterdir()
         (entry,) = read_json(record / "summary.json")["episodes"]

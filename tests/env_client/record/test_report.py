@@ -64,9 +64,13 @@ def test_the_page_fits_and_its_videos_play(
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(output.as_uri())
     assert page.locator("video").count() == 6 * runs
-    page.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.readyState >= 1)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('video')].every(video => video.readyState >= 1)"
+    )
     assert page.evaluate("[...document.querySelectorAll('video')].every(video => video.duration > 0.3)")
-    page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    page.wait_for_function(
+        "() => [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     side_by_side = page.evaluate(
         "new Set([...document.querySelectorAll('section.card h3')].slice(0, 2).map(h => h.offsetTop)).size === 1"

@@ -280,6 +280,9 @@ class ControlLoop:
                 path, path_start = MinimumJerk(measured, goal, speed), tick.deadline
             elapsed = tick.deadline - path_start
             target = path.at(elapsed + self.period)
+            if stop.is_set():
+                outcome = "stopped"
+                break
             verdict = self.safety.apply(
                 target, measured=measured, dt_s=self._link.since_last_command_s, direct=True
             )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import pickle
 import signal
@@ -107,7 +108,7 @@ class Door:
             send_command(self._commands, command)
 
     def _tell(self, event: str, value: Any) -> None:
-        data = pickle.dumps((event, value))
+        data = json.dumps((event, value)).encode()
         self._writer.write(_LENGTH.pack(len(data)) + data)
 
 
