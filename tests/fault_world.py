@@ -99,6 +99,9 @@ class World:
     def start_server(self) -> None:
         command = [sys.executable, "-m", "grasp_cube.serve_policy", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--policy.path", str(self._served)]
+        if self._plan.policy == "pi05":
+            # It sees 224x224.
+            command += ["--policy.resize", "pad"]
         with (self._folder / "server.txt").open("ab") as said:
             self.server = subprocess.Popen(
                 command, stdout=said, stderr=said, env=os.environ | self._env, cwd=self._folder
