@@ -60,20 +60,30 @@ def killed_in_a_frame(port: int, begun: threading.Event, stop: threading.Event) 
         stop.wait(0.02)
 
 
+def ask_without_end(
+    sock: socket.socket,
+    stop: threading.Event,
+    pause_s: float,
+    then: Callable[[socket.socket], None] = lambda sock: None,
+) -> None:
+    """A hundred requests a call, and a pause where the server takes no more; `then` follows each call."""
+    asked, rest = frame({"op": "status"}) * 100, b""
+    sock.setblocking(False)
+    while not stop.is_set():
+        rest = rest or asked
+        try:
+            rest = rest[sock.send(rest) :]
+        except BlockingIOError:
+            stop.wait(pause_s)
+        then(sock)
+
+
 def never_reads(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """Asks and asks, and takes no answer; it comes again when it is cut."""
-    asked = frame({"op": "status"}) * 100
     while not stop.is_set():
         with raw_client(port, buffer=4096) as sock, contextlib.suppress(ConnectionError):
             begun.set()
-            sock.setblocking(False)
-            rest = b""
-            while not stop.is_set():
-                rest = rest or asked
-                try:
-                    rest = rest[sock.send(rest) :]
-                except BlockingIOError:
-                    stop.wait(0.02)
+            ask_without_end(sock, stop, 0.02)
 
 
 def one_byte_a_second(port: int, begun: threading.Event, stop: threading.Event) -> None:
@@ -119,20 +129,15 @@ def _ask_for_ever(port: int, sending: Event) -> None:
 
 def never_waits(port: int, begun: threading.Event, stop: threading.Event) -> None:
     """Asks as fast as it can, and takes every answer."""
-    asked = frame({"op": "status"}) * 100
+
+    def take(sock: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while sock.recv(1 << 20):
+                pass
+
     with raw_client(port) as sock:
         begun.set()
-        sock.setblocking(False)
-        rest = b""
-        while not stop.is_set():
-            rest = rest or asked
-            try:
-                rest = rest[sock.send(rest) :]
-            except BlockingIOError:
-                stop.wait(0.005)
-            with contextlib.suppress(BlockingIOError):
-                while sock.recv(1 << 20):
-                    pass
+        ask_without_end(sock, stop, 0.005, take)
 
 
 def idle_connections(port: int, begun: threading.Event, stop: threading.Event) -> None:
