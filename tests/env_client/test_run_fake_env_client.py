@@ -82,6 +82,11 @@ def run(*arguments: str, **options) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def episodes(times: int) -> tuple[str, str]:
+    """All three of "video", so many times: long enough for a busy machine to do something in their middle."""
+    return "--episodes", ",".join("012" * times)
+
+
 def wait_for_ticks(process: subprocess.Popen, count: int) -> None:
     """Until the progress bar on stderr has come so far."""
     assert process.stderr is not None
@@ -225,16 +230,17 @@ def test_ctrl_c_keeps_the_results(datasets, server, tmp_path):
         str(server.port),
         "--output-dir",
         str(tmp_path),
+        *episodes(20),
     )
     wait_for_ticks(process, 3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert "in all" in out
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert 3 <= summary["ticks"] < 71
+    assert 3 <= summary["ticks"] < 20 * 71
     assert summary["stopped"].startswith("interrupted")
     assert summary["episodes"][-1]["complete"] is False
     assert is_png(tmp_path / "episode_0_actions.png")
@@ -246,7 +252,7 @@ def test_server_killed_half_way(datasets, tmp_path):
     first = Server(checkpoint)
     process = client(
         "--env.dataset-path", str(datasets / "video"), "--port", str(first.port), "--output-dir", str(tmp_path / "out"),
-        "--no-plots",
+        "--no-plots", *episodes(4),
     )  # fmt: skip
     wait_for_ticks(process, 8)
     first.kill()
@@ -266,7 +272,7 @@ def test_server_killed_half_way(datasets, tmp_path):
     assert "Connecting again" in text
     assert "Connected again" in text
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["reconnects"], summary["ticks"]) == (1, 71)
+    assert (summary["reconnects"], summary["ticks"]) == (1, 4 * 71)
     assert summary["mean_absolute_error"] == pytest.approx(
         expected_errors(datasets / "video", (0, 1, 2)).mean(), rel=1e-5
     )
@@ -277,7 +283,7 @@ def test_server_gone_for_good(datasets, tmp_path):
     server = Server(write_checkpoint(tmp_path / "checkpoint", **OPTIONS))
     process = client(
         "--env.dataset-path", str(datasets / "video"), "--port", str(server.port), "--output-dir", str(tmp_path / "out"),
-        "--no-plots", "--connect-timeout-s", "1",
+        "--no-plots", "--connect-timeout-s", "1", *episodes(20),
     )  # fmt: skip
     wait_for_ticks(process, 8)
     server.kill()
