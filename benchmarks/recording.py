@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from clients import used_cores
 from control import FPS, SPEC, Arm
 from env_client.control import ControlLoop, SafetyConfig, SafetyFilter, TickRecord, make_source
 from env_client.control.clock import MonotonicClock
@@ -195,11 +196,9 @@ def drive(
             feed.follow(source)
             feed.begin_episode(EpisodeStart(0, time.time()))
             # With the process that serves the page.
-            sidecar = psutil.Process(feed.pid)
-            processes = [sidecar, *sidecar.children()]
-            before = sum(sum(each.cpu_times()[:2]) for each in processes)
-            cpu, outcome = timed_episode(loop, seconds)
-            result["sidecar_cpu"] = (sum(sum(each.cpu_times()[:2]) for each in processes) - before) / seconds
+            with used_cores(feed.pid) as used:
+                cpu, outcome = timed_episode(loop, seconds)
+            result["sidecar_cpu"] = used[0]
             feed.end_episode(EpisodeEnd(0, plain_result(outcome)))
         (record,) = (folder / "records").iterdir()
         (entry,) = read_json(record / "summary.json")["episodes"]

@@ -45,7 +45,6 @@ class Panel:
         self._watched = False
         self._run: RunInfo | None = None
         self._scene: Scene | None = None
-        self._scene_lock = threading.Lock()
         # Of the newest chunk, seconds.
         self._round_trip: float | None = None
         # When each of the newest ticks was, and how many it stands for: some are lost on the way here.
@@ -167,19 +166,17 @@ class Panel:
     # ---------------------------------------------------------------------------------------------- the 3D view
 
     def _open_scene(self) -> int | str:
-        """viser's port, or why there is no 3D view. Called in a thread of its own, by the first browser."""
+        """viser's port, or why there is no 3D view. In a thread of its own; the door asks again only after a refusal."""
         be_modest()
-        with self._scene_lock:
-            if self._run is None:
-                return "the run has not begun"
-            if self._scene is None:
-                try:
-                    run = self._run
-                    model = RobotModel(run.action_names, run.unit, run.unit_per_rad, self._config.urdf)
-                except ValueError as error:
-                    return str(error)
-                self._scene = Scene(model)
-            return self._scene.port
+        run = self._run
+        if run is None:
+            return "the run has not begun"
+        try:
+            model = RobotModel(run.action_names, run.unit, run.unit_per_rad, self._config.urdf)
+        except ValueError as error:
+            return str(error)
+        self._scene = Scene(model)
+        return self._scene.port
 
     def _show_scene(self) -> None:
         with contextlib.suppress(OSError):

@@ -82,17 +82,7 @@ def plot_rollout(
     figure, axes = _rows(names)
     for row, axis in enumerate(axes):
         _mark_boundaries(axis, seconds[list(boundaries)])
-        axis.fill_between(
-            seconds,
-            0,
-            1,
-            where=held,
-            step="post",
-            color=HELD,
-            linewidth=0,
-            transform=axis.get_xaxis_transform(),
-            zorder=-1,
-        )
+        _shade(axis, seconds, held)
         axis.plot(seconds, measured[:, row], color=RECORDED, linewidth=1.8)
         axis.plot(seconds, requested[:, row], color=PREDICTED, linewidth=1.2)
         axis.plot(seconds, sent[:, row], color=SENT, linewidth=1.0)
@@ -114,18 +104,7 @@ def plot_timing(
     figure, (loop, trips) = _rows(["a tick of the loop, ms", "round trip of a chunk, ms"])
     for (name, values), color in zip(parts_ms.items(), (PREDICTED, SENT, "#7a9e4e", "#8c6bb1"), strict=True):
         loop.plot(seconds, values, color=color, linewidth=0.9, label=name)
-    loop.fill_between(
-        seconds,
-        0,
-        1,
-        where=starved,
-        step="post",
-        color=HELD,
-        linewidth=0,
-        transform=loop.get_xaxis_transform(),
-        zorder=-1,
-        label="starved",
-    )
+    _shade(loop, seconds, starved, label="starved")
     trips.plot(seconds, round_trips_ms, linestyle="none", marker="o", markersize=4, color=SENT)
     trips.set_ylim(bottom=0)
     file = BytesIO()
@@ -160,6 +139,22 @@ def _rows(names: Sequence[str]) -> tuple[Any, Any]:
 def _mark_boundaries(axis: Any, seconds: Iterable[float]) -> None:
     for second in seconds:
         axis.axvline(second, color=BOUNDARY, linewidth=1.0, zorder=0)
+
+
+def _shade(axis: Any, seconds: np.ndarray, where: np.ndarray, label: str | None = None) -> None:
+    """Behind the curves, over the axis' whole height, the ticks at which `where` holds."""
+    axis.fill_between(
+        seconds,
+        0,
+        1,
+        where=where,
+        step="post",
+        color=HELD,
+        linewidth=0,
+        transform=axis.get_xaxis_transform(),
+        zorder=-1,
+        label=label,
+    )
 
 
 def _finish(figure: Any, path: Path | BytesIO, title: str, handles: list[Any]) -> None:
