@@ -86,8 +86,20 @@ def save_diffusion(
     **options: Any,
 ) -> Path:
     """A Diffusion checkpoint with one shared ResNet-18, two observed ticks and chunks of 5 out of 8."""
-    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+
+    config = diffusion_config(cameras, dim, size, **options)
+    return _save(folder, DiffusionPolicy, config, cameras, dim, half)
+
+
+def diffusion_config(
+    cameras: tuple[str, ...] = CAMERAS,
+    dim: int = 6,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    **options: Any,
+) -> Any:
+    """LeRobot's config of such a checkpoint."""
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
     small: dict[str, Any] = {"horizon": 8, "n_action_steps": 5, "down_dims": (16, 32), "n_groups": 4}
     small |= {"diffusion_step_embed_dim": 16, "spatial_softmax_num_keypoints": 8, "num_train_timesteps": 20}
@@ -96,8 +108,7 @@ def save_diffusion(
         "pretrained_backbone_weights": None,
         "device": "cpu",
     }
-    config = DiffusionConfig(**(features(cameras, dim, size) | small | options))
-    return _save(folder, DiffusionPolicy, config, cameras, dim, half)
+    return DiffusionConfig(**(features(cameras, dim, size) | small | options))
 
 
 def _save(

@@ -13,7 +13,7 @@ Life cycle and error policy: as `fast_layers`.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from grasp_cube.policies.fast_layers import (
     difference,
     has_packed_kernels,
 )
+from grasp_cube.policies.unet_rows import RowsUNet
 
 __all__ = ["FastDiffusion", "FeatureCache"]
 
@@ -84,6 +85,7 @@ class FastDiffusion:
         self.features = FeatureCache()
         core.noise_scheduler.set_timesteps(core.num_inference_steps)
         self._times = core.noise_scheduler.timesteps
+        self._step = _step(core.noise_scheduler)
         self._denoise = _UNet(core.unet, [int(time) for time in self._times])
 
     def __call__(
@@ -136,7 +138,7 @@ class FastDiffusion:
         scheduler.set_timesteps(self._core.num_inference_steps)
         x = noise
         for films, time in zip(self._denoise.films(condition), scheduler.timesteps, strict=True):
-            x = scheduler.step(self._denoise(x, films), time, x).prev_sample
+            x = self._step(self._denoise(x, films), time, x)
         start = config.n_obs_steps - 1
         return x[:, start : start + config.n_action_steps]
 
@@ -174,6 +176,32 @@ class FastDiffusion:
                 layer.weight = None
 
 
+def _step(scheduler: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(prediction, time, x) -> x at the next time, as the scheduler's own step says.
+
+    DDIM without noise (Song et al. 2021, equation 12) has its coefficients computed once; the scheduler does it in each
+    step, with tensors of one value, which costs more than the step.
+    """
+    config = scheduler.config
+    plain = type(scheduler).__name__ == "DDIMScheduler" and config.prediction_type == "epsilon"
+    if not plain or config.thresholding:
+        return lambda predicted, time, x: scheduler.step(predicted, time, x).prev_sample
+    stride = config.num_train_timesteps // scheduler.num_inference_steps
+    limit = config.clip_sample_range if config.clip_sample else float("inf")
+    steps = {}
+    for time in map(int, scheduler.timesteps):
+        now = float(scheduler.alphas_cumprod[time])
+        before = scheduler.alphas_cumprod[time - stride] if time >= stride else scheduler.final_alpha_cumprod
+        steps[time] = now**0.5, (1 - now) ** 0.5, float(before) ** 0.5, (1 - float(before)) ** 0.5
+
+    def step(predicted: Tensor, time: Tensor, x: Tensor) -> Tensor:
+        signal, noise, signal_before, noise_before = steps[int(time)]
+        clean = torch.sub(x, predicted, alpha=noise).div_(signal).clamp_(-limit, limit)
+        return clean.mul_(signal_before).add_(predicted, alpha=noise_before)
+
+    return step
+
+
 class _Encoder:
     """LeRobot's DiffusionRgbEncoder: (B, 3, H, W) -> (B, n) float32."""
 
@@ -199,8 +227,9 @@ class _UNet:
         blocks += [*unet.mid_modules, *(b for one, two, _ in unet.up_modules for b in (one, two))]
         widest = max(conv.weight.numel() for conv in unet.modules() if isinstance(conv, nn.Conv1d))
         device = next(unet.parameters()).device
-        # As images of height 1 in oneDNN's order, or as they are.
+        # As images of height 1 in oneDNN's order, as products of matrices, or as they are.
         self.packed = widest >= PACKED_FROM and has_packed_kernels(device)
+        self._rows = RowsUNet(unet) if device.type == "cpu" and not self.packed else None
         layers = iter([_Block(block, self.packed) for block in blocks])
         self._down = [
             (next(layers), next(layers), _rescale(last, self.packed)) for _, _, last in unet.down_modules
@@ -230,6 +259,8 @@ class _UNet:
 
     def __call__(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, horizon, action_dim) -> the model's output of this shape, at the step whose row of `films` is given."""
+        if self._rows is not None:
+            return self._rows(x, film[..., None, None].split(self._sizes, dim=1))
         ones = (1, 1) if self.packed else (1,)
         films = iter(film.unflatten(1, (-1, *ones)).split(self._sizes, dim=1))
         x = x.transpose(1, 2)

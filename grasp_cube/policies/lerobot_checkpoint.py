@@ -93,7 +93,8 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
     fast = None
     if config.optimize == "auto":
         sizes = list(files.images.values())
-        fast = accelerate(kind, loaded.model, loaded.device, config.dtype, sizes, report)
+        ticks = described.spec.n_obs_steps
+        fast = accelerate(kind, loaded.model, loaded.device, config.dtype, sizes, ticks, report)
     family = LeRobotDiffusionPolicy if kind == "diffusion" else LeRobotPolicy
     return family(
         described.spec,

@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 # On a GPU torch's float32 convolutions are TF32, in LeRobot's form as in ours.
 GPU_TOLERANCE = 2e-2
-# Images of fewer pixels, all cameras together, take a few milliseconds in float32.
-BFLOAT16_FROM_PIXELS = 50_000
+# Images of fewer pixels, all those of a request together, take a few milliseconds in float32.
+BFLOAT16_FROM_PIXELS = 25_000
 
 
 def choose_dtype(wanted: str | None, device: torch.device, pixels: int) -> torch.dtype:
     """The type in which images are encoded: what was asked for, else bfloat16 where the processor computes in it.
 
-    A processor without such instructions emulates them, slower than float32. `pixels` are those of one tick's images.
+    A processor without such instructions emulates them, slower than float32. `pixels` are those of all images of a request.
     """
     if wanted is not None:
         return getattr(torch, wanted)
@@ -46,15 +46,16 @@ def accelerate(
     device: torch.device,
     wanted: str | None,
     images: Sequence[tuple[int, int]],
+    ticks: int,
     report: Callable[[str], None],
 ) -> Any:
     """A `FastAct` or `FastDiffusion` that answers as LeRobot's `model`, or None where LeRobot's is to be used.
 
-    `wanted` is `--policy.dtype`, `images` the (height, width) of each camera.
+    `wanted` is `--policy.dtype`, `images` the (height, width) of each camera, `ticks` how many of each it looks at.
     """
     if device.type == "mps" or wanted == "float16" or (kind == "diffusion" and wanted == "bfloat16"):
         return None
-    dtype = choose_dtype(wanted, device, sum(height * width for height, width in images))
+    dtype = choose_dtype(wanted, device, ticks * sum(height * width for height, width in images))
     for candidate in dict.fromkeys([dtype, torch.float32] if wanted is None else [dtype]):
         try:
             with torch.no_grad():
