@@ -28,10 +28,11 @@ def write_report(out: Path, report: dict[str, Any]) -> None:
     (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     config = report["config"]
     size = (out / "model.safetensors").stat().st_size / 1e6
+    begun = f"the weights of `{config['start_from']}`" if config["start_from"] else "random weights"
     text = [
         f"# {out.name}",
         "",
-        f"A small {config['type']} checkpoint for LeRobot 0.6.1, trained from random weights for "
+        f"A small {config['type']} checkpoint for LeRobot 0.6.1, trained from {begun} for "
         f"{config['steps']} steps of {config['batch_size']} samples on the {report['frames']} frames "
         f"({report['episodes']} episodes) of `{config['dataset']}`. Images are {config['image_size']} "
         f"({config['resize']}), states and actions in the unit `{config['unit']}`. "

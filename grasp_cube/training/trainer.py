@@ -20,6 +20,7 @@ from lerobot.datasets import EpisodeAwareSampler, compute_sampler_state
 from lerobot.optim.schedulers import DiffuserSchedulerConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.random_utils import set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from tqdm import tqdm
 
@@ -74,6 +75,8 @@ class Trainer:
         )
         self.policy_config.device = config.device
         self.policy = new_policy(self.policy_config)
+        if config.start_from is not None:
+            _start_from(self.policy, Path(config.start_from))
         if config.backbone is not None:
             adopt_backbone(self.policy, Path(config.backbone))
         self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
@@ -91,7 +94,7 @@ class Trainer:
         self.policy.to(memory_format=torch.channels_last)
         self.encode_frames()
         batches = self._batches(len(self.losses))
-        if not self.losses and self._features is None:
+        if not self.losses and self._features is None and self.config.start_from is None:
             calibrate_backbone(self.policy, self._processed(next(self._batches(0, 32))))
         bar = tqdm(total=self.config.steps, initial=len(self.losses), desc=self.config.type, disable=None)
         self.policy.train()
@@ -184,6 +187,17 @@ class Trainer:
         load_model(self.policy, state / "policy" / "model.safetensors", strict=True)
         load_training_state(state, self.optimizer, self.scheduler)
         self.losses = json.loads((state / "losses.json").read_text())
+
+
+def _start_from(policy: Any, folder: Path) -> None:
+    """Raises `ValueError` when the folder holds no weights of this policy."""
+    try:
+        load_model(policy, folder / "model.safetensors", strict=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--start-from {folder} is no checkpoint: {error}") from error
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:300]
+        raise ValueError(f"--start-from {folder} holds another policy than this one: {what}") from error
 
 
 def recover(state: Path) -> None:

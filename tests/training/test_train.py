@@ -184,6 +184,34 @@ def test_eyes_that_do_not_fit_are_refused(recording: Path, tmp_path: Path) -> No
         train_checkpoint(config)
 
 
+def test_a_run_that_starts_from_a_checkpoint_has_its_weights_and_its_norms(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
+) -> None:
+    """At a learning rate of nearly nothing the finished weights are those it started from; the README says which."""
+    from safetensors.torch import load_file
+
+    config = small(
+        recording, tmp_path / "more", chunk=10, start_from=act[0].out, learning_rate=1e-12, steps=1
+    )
+    train_checkpoint(config)
+    before = load_file(Path(act[0].out) / "model.safetensors")
+    after = load_file(Path(config.out) / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert (tensor.float() - after[name].float()).abs().max() < 1e-3, name
+    assert f"the weights of `{act[0].out}`" in (Path(config.out) / "README.md").read_text()
+
+
+def test_a_start_that_does_not_fit_is_refused(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
+) -> None:
+    """No checkpoint, or one of another form."""
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        train_checkpoint(small(recording, tmp_path / "out", start_from=str(tmp_path)))
+    with pytest.raises(ValueError, match="holds another policy"):
+        train_checkpoint(small(recording, tmp_path / "out", chunk=12, start_from=act[0].out))
+
+
 def test_a_folder_that_is_no_dataset_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command names the folder and ends with 2."""
     with pytest.raises(SystemExit, match="2"):

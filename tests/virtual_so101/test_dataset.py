@@ -76,6 +76,36 @@ def test_a_disturbance_moves_the_arm_and_not_the_recorded_path(no_pictures: None
     assert all(np.array_equal(a.state, b.state) for a, b in zip(noisy, again, strict=True))
 
 
+def test_an_episode_after_a_missed_grasp_begins_with_empty_jaws(no_pictures: None) -> None:
+    """The miss is not recorded: the first frame shows the arm away from its start, the cube on the table, jaws shut."""
+    world = World("lift", seed=300000)
+    # Seeds whose grasp was to miss and caught the cube give nothing.
+    seeds = range(300000, 300012)
+    kept = {}
+    for seed in seeds:
+        world.reset(seed)
+        frames = record_episode(world, missed=True)
+        if frames is not None:
+            kept[seed] = frames
+    assert 3 <= len(kept) < len(seeds)
+    for seed, frames in kept.items():
+        world.reset(seed)
+        clean = record_episode(world)
+        assert clean is not None
+        assert frames[0].state[5] < clean[0].state[5] - 20.0
+        assert np.abs(frames[0].state[:5] - clean[0].state[:5]).max() > 3.0
+        # The jaws are open again before the second grasp shuts them.
+        jaw = [frame.action[5] for frame in frames]
+        assert max(jaw) == pytest.approx(clean[0].action[5], abs=0.1)
+        assert len(frames) > len(clean)
+
+
+def test_only_tasks_with_one_cube_to_grasp_first_know_a_missed_grasp(no_pictures: None) -> None:
+    """Two arms that share the table do not."""
+    with pytest.raises(ValueError, match="missed grasp"):
+        record_episode(World("sort", seed=0), missed=True)
+
+
 def test_an_expert_that_fails_is_not_recorded(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed episode gives no frames."""
     world = World("lift", seed=3)

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from virtual_so101.calibration import JOINTS, ArmCalibration
-from virtual_so101.expert import TICK, expert
+from virtual_so101.expert import TICK, expert, missed_grasp
 from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.kinematics import UnreachableError
 from virtual_so101.recorder import Frame, Recorder, RecordingError
 from virtual_so101.rendering import RenderingUnavailableError
-from virtual_so101.scene import HEIGHT, WIDTH
+from virtual_so101.scene import CUBE_EDGE, HEIGHT, WIDTH
 from virtual_so101.tasks import TASKS, get_task
 from virtual_so101.world import World
 
@@ -43,7 +43,12 @@ def joint_names(arms: int) -> list[str]:
 
 
 def record_episode(
-    world: World, *, size: tuple[int, int] | None = None, resize: str = "stretch", noise: float = 0.0
+    world: World,
+    *,
+    size: tuple[int, int] | None = None,
+    resize: str = "stretch",
+    noise: float = 0.0,
+    missed: bool = False,
 ) -> list[Frame] | None:
     """Let the expert solve the world's current episode: its frames, or None when it fails.
 
@@ -52,6 +57,8 @@ def record_episode(
         resize: how they get there, "stretch", "pad" or "crop": the client's own rule.
         noise: standard deviation (rad) of a slow disturbance of the arms' goals that is not in the recorded action:
             the pictures then show the arm beside the path and the actions lead back to it (Laskey et al., 2017).
+        missed: begin after a grasp that missed the red cube, whose own frames are left out: what is learnt is to try
+            again, not to miss.
     """
     calibrations = [
         ArmCalibration.of_limits(world.joint_lower, world.joint_upper, arm) for arm in range(world.n_arms)
@@ -59,6 +66,8 @@ def record_episode(
     frames = []
     disturbance = _disturbance(world, noise)
     try:
+        if missed and not _miss(world):
+            return None
         for goals in expert(world):
             images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
             pairs = list(enumerate(calibrations))
@@ -88,6 +97,7 @@ def record(recorder: Recorder, world: World, episodes: int) -> Iterator[bool]:
             size=None if size == (HEIGHT, WIDTH) else size,
             resize=settings["resize"],
             noise=settings["noise"],
+            missed=settings.get("missed_grasp", False),
         )
         if frames is None:
             recorder.drop(seed)
@@ -130,6 +140,9 @@ def _run(args: argparse.Namespace) -> int:
         "crf": args.crf,
         "gop": args.gop,
     }
+    if args.missed_grasp:
+        # Only where it is asked for: recordings of before have no such setting and can be continued.
+        settings["missed_grasp"] = True
     recorder = Recorder(
         args.root,
         settings,
@@ -161,6 +174,14 @@ def _run(args: argparse.Namespace) -> int:
     dropped = recorder.provenance.dropped
     print(f"{args.root}: {recorder.episodes} episodes, {len(dropped)} seeds dropped {dropped or ''}".rstrip())
     return 0
+
+
+def _miss(world: World) -> bool:
+    """Grasp beside the red cube; false when it was caught all the same."""
+    for goals in missed_grasp(world, np.random.default_rng([world.seed, 2])):
+        world.set_goal(0, goals)
+        world.step(TICK)
+    return bool(world.cube_position("red_cube")[2] < CUBE_EDGE)
 
 
 def _consumed(frames: list[Frame]) -> Iterator[Frame]:
@@ -224,6 +245,11 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         metavar="RAD",
         help="slow disturbance of the goals, not recorded; try 0.01",
+    )
+    parser.add_argument(
+        "--missed-grasp",
+        action="store_true",
+        help="begin each episode after a grasp that missed (lift, stack with one arm)",
     )
     parser.add_argument("--crf", type=int, default=23, help="H.264 quality, 0 (best) to 51")
     parser.add_argument(

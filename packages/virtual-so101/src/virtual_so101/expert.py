@@ -1,7 +1,7 @@
 """Scripted experts: they know where the cubes are and solve each task with joint goals alone.
 
 `expert(world)` yields the goals of one 30 Hz tick after the other, (6,) or (12,) rad, left arm first; its
-caller sets them, steps the world by `TICK` and asks for the next. A plan is a chain of smooth moves whose goals
+caller sets them, steps the world by `TICK` and asks for the next. `missed_grasp(world, rng)` does the same for a grasp that goes wrong. A plan is a chain of smooth moves whose goals
 never change faster than `MAX_GOAL_SPEED`; the grasp is always the same one: fingers straight down, the
 fixed jaw towards the base, the jaws square to the cube.
 """
@@ -18,7 +18,7 @@ from virtual_so101.scene import CUBE_EDGE
 from virtual_so101.tasks import goal_slots
 from virtual_so101.world import World
 
-__all__ = ["MAX_GOAL_SPEED", "TICK", "expert", "run_episode"]
+__all__ = ["MAX_GOAL_SPEED", "TICK", "expert", "missed_grasp", "run_episode"]
 
 # Seconds between two goals.
 TICK = 1.0 / 30.0
@@ -41,12 +41,18 @@ _LEAN_REACH, _LEAN_FROM = (0.21, 0.27), (0.05, 0.015)
 
 # The hold after the last move that ends an episode, seconds.
 _REST = 0.7
+# How a grasp misses: metres beside the cube, rad of a wrong turn.
+_MISS_BESIDE, _MISS_TURN = (0.012, 0.035), 0.4
+_CENTRED = np.zeros(2)
 
 Goals = Generator[np.ndarray, None, None]
 
 
 def expert(world: World) -> Iterator[np.ndarray]:
-    """The goals that solve the world's task from its start pose, tick by tick; ends a moment after the last move."""
+    """The goals that solve the world's task, tick by tick; ends a moment after the last move.
+
+    It begins where the arms are: one that is not in its start pose goes there first, with open jaws.
+    """
     arms = [_Arm(world, index) for index in range(world.n_arms)]
     plans: list[Goals]
     match world.task.name:
@@ -84,6 +90,24 @@ def run_episode(world: World) -> bool:
     return world.success()
 
 
+def missed_grasp(world: World, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The goals (6,) of a grasp beside the red cube, up to any moment between shut jaws and the end of the way home.
+
+    Raises:
+        ValueError: when the task has no such grasp.
+    """
+    if world.task.name == "sort" or world.n_arms != 1:
+        raise ValueError(f"Only lift and stack with one arm know a missed grasp, not {world.task.name}.")
+    arm = _Arm(world, 0)
+    side = rng.uniform(-math.pi, math.pi)
+    beside = rng.uniform(*_MISS_BESIDE) * np.array([math.cos(side), math.sin(side)])
+    for goal in arm.pick("red_cube", beside, rng.uniform(-_MISS_TURN, _MISS_TURN)):
+        arm.goal = goal
+        yield goal
+    way_home = list(arm.joints(np.array([*arm.home[:5], _SHUT])))
+    yield from way_home[: rng.integers(len(way_home) + 1)]
+
+
 class _Turn:
     """Whose turn it is in the middle of the table, where both arms would meet."""
 
@@ -105,8 +129,8 @@ class _Arm:
     def __init__(self, world: World, index: int) -> None:
         self.world, self.index = world, index
         self.kinematics = ArmKinematics(world.model, world.task.layout.prefixes[index])
-        self.goal = np.array(world.task.start_poses[index], dtype=float)
-        self.home = self.goal.copy()
+        self.goal = world.goal(index)
+        self.home = np.array(world.task.start_poses[index], dtype=float)
 
     # Moves
 
@@ -164,10 +188,21 @@ class _Arm:
         heading = math.atan2(*(position[:2] - self.kinematics.pan_axis)[::-1])
         return _nearest_quarter(math.atan2(rotation[1, 0], rotation[0, 0]), heading)
 
-    def pick(self, cube: str) -> Goals:
-        """Come down over a cube, shut the jaws, and raise it."""
-        position, yaw = self.world.cube_position(cube), self.grasp_yaw(cube)
-        above, at = (np.array([*position[:2], height]) for height in (_HOVER, _ON_TABLE))
+    def ready(self) -> Goals:
+        """Rise from the table and go to the start pose with open jaws; nothing to do for an arm that is there."""
+        if np.allclose(self.goal, self.home):
+            return
+        here, rotation = self.kinematics.forward(self.goal, _CLEAR)
+        if here[2] < _HOVER:
+            yaw = math.atan2(rotation[1, 0], rotation[0, 0])
+            # Not in a straight line: the wrist may be tilted in another way than a line would have it.
+            yield from self.joints(self._at(np.array([*here[:2], _HOVER]), yaw, _CLEAR, self.goal))
+        yield from self.joints(self.home)
+
+    def pick(self, cube: str, beside: np.ndarray = _CENTRED, turn: float = 0.0) -> Goals:
+        """Come down over a cube, shut the jaws, and raise it; `beside` (2,) metres and `turn` (rad) miss it."""
+        spot, yaw = self.world.cube_position(cube)[:2] + beside, self.grasp_yaw(cube) + turn
+        above, at = (np.array([*spot, height]) for height in (_HOVER, _ON_TABLE))
         yield from self.over(above, yaw, _CLEAR)
         yield from self.line(at, yaw, _CLEAR, 0.6)
         yield from self.jaw(_SHUT)
@@ -197,11 +232,13 @@ class _Arm:
 
 
 def _lift(arm: _Arm) -> Goals:
+    yield from arm.ready()
     yield from arm.pick("red_cube")
     yield from arm.joints(np.array([*arm.home[:5], _SHUT]))
 
 
 def _stack(arm: _Arm) -> Goals:
+    yield from arm.ready()
     yield from arm.pick("red_cube")
     target = _raised(arm.world.cube_position("green_cube"), CUBE_EDGE + 0.001)
     yield from arm.place("red_cube", target, arm.grasp_yaw("green_cube"), hover=0.04)

@@ -173,6 +173,12 @@ class World:
         with self._lock:
             self._goal[part] = np.clip(values + self._middle[part], self._lower[part], self._upper[part])
 
+    def goal(self, arm: int) -> np.ndarray:
+        """(6,) rad, the goals that one arm's servos have."""
+        part = self._slice(arm)
+        with self._lock:
+            return self._goal[part] - self._middle[part]
+
     def set_torque(self, arm: int, enabled: np.ndarray) -> None:
         """Switch the torque of one arm's servos, (6,) bool; a servo switched on holds where it is."""
         part = self._slice(arm)
