@@ -180,15 +180,17 @@ def run(quick: bool) -> Part:
 
     part = Part("forward")
     rounds, few = (20, 0) if quick else (60, 12)
-    lift = ROOT / "checkpoints" / "lift_act"
+    lift, lift_diffusion = (ROOT / "checkpoints" / name for name in ("lift_act", "lift_diffusion"))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         part.ratios.append(act("lift_act", "lift_act, two images of 72x96", lift, SMALL, rounds))
-        small = save_diffusion(folder / "small", size=SMALL, **DIFFUSION_SMALL)
         part.ratios += diffusion(
-            "diffusion_small", "Diffusion, 12 million parameters, 72x96", small, SMALL, rounds
+            "lift_diffusion", "lift_diffusion, two images of 72x96", lift_diffusion, SMALL, rounds
         )
         if not quick:
+            small = save_diffusion(folder / "small", size=SMALL, **DIFFUSION_SMALL)
+            what = "Diffusion with group norms, 12 million parameters, 72x96"
+            part.ratios += diffusion("diffusion_small", what, small, SMALL, rounds)
             part.ratios += [pi(kind, folder / kind, rounds) for kind in ("pi0", "pi05")]
             full = save_act(folder / "act", size=FULL, **ACT_DEFAULT)
             what = "ACT of LeRobot's default size, two images of 480x640"
@@ -201,7 +203,7 @@ def run(quick: bool) -> Part:
             large = save_diffusion(folder / "large", size=MIDDLE, **DIFFUSION_DEFAULT)
             what = "Diffusion of LeRobot's default size, 278 million parameters, 240x320"
             part.ratios += diffusion("diffusion_default", what, large, MIDDLE, few)
-            part.curves.append(batches({"act": lift, "diffusion": small}, 10))
+            part.curves.append(batches({"act": lift, "diffusion": lift_diffusion}, 10))
     part.skipped.append("the same on a GPU: none was at hand")
     for curve in part.curves:
         for name, values in curve.series.items():

@@ -7,6 +7,7 @@ to connect again (`serving/draining.py`). Without a checkpoint it listens at onc
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -137,6 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # a recorder) the spinning keeps the core that the other thread needs: seen 4 times slower on two busy cores.
     # Read when torch is imported, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Imports and a model make a million objects that stay: looking through them again and again took a quarter of the start.
+    # `serve` switches the collector on again.
+    gc.disable()
     try:
         code = asyncio.run(serve(config))
     except PolicyError as error:
@@ -185,6 +189,7 @@ async def serve(config: ServeConfig) -> int:
         tell("Stopped while loading.")
         return 130
     await loading
+    gc.enable()
     service = PolicyService(
         policies, scheduler, access=access, limits=config.limits, device_memory=device_memory
     )

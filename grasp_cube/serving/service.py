@@ -7,8 +7,10 @@ Life cycle: one for each server; `close` when the sockets are closed.
 Error policy: whatever keeps a request from its chunk is a `WireError`; fronts put it into their own words.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any
 
 from env_client.wire import ErrorCode, WireError
@@ -98,11 +100,15 @@ class PolicyService:
                 deadline_s=None if deadline_ms is None else deadline_ms / 1e3,
             )
         total_ms = (time.perf_counter() - started) * 1e3
-        self.metrics.answered(
-            queue_ms=result.queue_ms,
-            infer_ms=result.infer_ms,
-            total_ms=total_ms,
-            batch_size=result.batch_size,
+        # Counted when the answer has left.
+        asyncio.get_running_loop().call_soon(
+            partial(
+                self.metrics.answered,
+                queue_ms=result.queue_ms,
+                infer_ms=result.infer_ms,
+                total_ms=total_ms,
+                batch_size=result.batch_size,
+            )
         )
         return result, total_ms
 

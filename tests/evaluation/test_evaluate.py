@@ -18,7 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @needs_gl
-@pytest.mark.parametrize("checkpoint", ["lift_act"])
+@pytest.mark.parametrize("checkpoint", ["lift_act", "lift_diffusion"])
 def test_the_shipped_checkpoints_lift_the_cube_over_the_wire_and_in_process(
     tmp_path: Path, checkpoint: str
 ) -> None:

@@ -173,7 +173,9 @@ class NumpyPolicy:
         return self.get_actions_batch([PolicyRequest(obs, **request)])[0]
 
     def get_actions_batch(self, requests: Sequence[PolicyRequest]) -> list[np.ndarray]:
-        time.sleep(self.options.delay_s)
+        # To sleep for nothing takes 0.06 ms.
+        if self.options.delay_s:
+            time.sleep(self.options.delay_s)
         if self.options.fits is not None and len(requests) > self.options.fits:
             raise OutOfMemoryError(f"{len(requests)} requests do not fit: numpy_test's config.json says so")
         return [self._answer(request) for request in requests]
