@@ -11,6 +11,7 @@ Diffusion Policy as in Chi et al. 2023, its conditioning by FiLM as in Perez et 
 Life cycle and error policy: as `fast_layers`.
 """
 
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from grasp_cube.policies.fast_layers import (
     Unsupported,
     difference,
     has_packed_kernels,
+    one_thread,
 )
 from grasp_cube.policies.unet_rows import RowsUNet
 
@@ -137,8 +139,9 @@ class FastDiffusion:
             noise = torch.randn(shape, dtype=condition.dtype, device=condition.device)
         scheduler.set_timesteps(self._core.num_inference_steps)
         x = noise
-        for films, time in zip(self._denoise.films(condition), scheduler.timesteps, strict=True):
-            x = self._step(self._denoise(x, films), time, x)
+        with one_thread() if self._denoise.narrow else contextlib.nullcontext():
+            for films, time in zip(self._denoise.films(condition), scheduler.timesteps, strict=True):
+                x = self._step(self._denoise(x, films), time, x)
         start = config.n_obs_steps - 1
         return x[:, start : start + config.n_action_steps]
 
@@ -229,7 +232,8 @@ class _UNet:
         device = next(unet.parameters()).device
         # As images of height 1 in oneDNN's order, as products of matrices, or as they are.
         self.packed = widest >= PACKED_FROM and has_packed_kernels(device)
-        self._rows = RowsUNet(unet) if device.type == "cpu" and not self.packed else None
+        self.narrow = device.type == "cpu" and not self.packed
+        self._rows = RowsUNet(unet) if self.narrow else None
         layers = iter([_Block(block, self.packed) for block in blocks])
         self._down = [
             (next(layers), next(layers), _rescale(last, self.packed)) for _, _, last in unet.down_modules

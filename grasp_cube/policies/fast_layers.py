@@ -10,7 +10,9 @@ Life cycle: built once from LeRobot's modules, used by the device's thread.
 Error policy: `Unsupported` for a network that is built otherwise.
 """
 
+import contextlib
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ["Convolution", "Linear", "ResNet", "Unsupported", "difference", "has_packed_kernels"]
+__all__ = ["Convolution", "Linear", "ResNet", "Unsupported", "difference", "has_packed_kernels", "one_thread"]
 
 
 class Unsupported(Exception):
@@ -35,6 +37,17 @@ def has_packed_kernels(device: torch.device) -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes in the calling thread alone: for products so small that to share them out takes longer than to do them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def difference(ours: Tensor, expected: Tensor) -> float:

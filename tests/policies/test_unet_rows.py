@@ -3,11 +3,12 @@
 import pytest
 import torch
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
-from small_checkpoints import diffusion_config
+from small_checkpoints import diffusion_config, observation, save_diffusion
 from torch import nn
 
 from grasp_cube.policies.diffusion_fast import _step, _UNet
 from grasp_cube.policies.fast_layers import Unsupported
+from grasp_cube.policies.load import load_policy
 from grasp_cube.policies.unet_rows import KEPT_SIZES, RowsUNet
 
 CONDITION = 10
@@ -62,6 +63,34 @@ def test_memory_is_kept_for_a_few_batch_sizes_only(one_thread):
         for batch in range(1, KEPT_SIZES + 4):
             ours(torch.zeros(batch, horizon, 6), ours.films(torch.zeros(batch, CONDITION))[0])
     assert len(ours._rows._memories) == KEPT_SIZES
+
+
+def test_a_narrow_unet_is_computed_in_one_thread(tmp_path, monkeypatch):
+    """And torch's number of threads is as before, also when it fails."""
+    policy = load_policy(save_diffusion(tmp_path / "small"), device="cpu")
+    seen: list[int] = []
+    fails = False
+    plain = RowsUNet.__call__
+
+    def watched(self, x, films):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("no memory")
+        return plain(self, x, films)
+
+    monkeypatch.setattr(RowsUNet, "__call__", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        policy.get_actions(observation(0))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        fails = True
+        with pytest.raises(RuntimeError, match="no memory"):
+            policy.get_actions(observation(1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_convolution_of_another_form_is_not_taken():
