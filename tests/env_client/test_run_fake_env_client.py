@@ -221,6 +221,41 @@ def test_no_server(datasets, capsys):
     assert "firewall" in err
 
 
+def test_ctrl_c_is_not_lost_in_a_decoder(datasets, server, tmp_path):
+    """An exception that comes up in a callback of C code ends there; the replay ends all the same, with its results."""
+    script = tmp_path / "lost.py"
+    script.write_text(
+        "import os, signal\n"
+        "from env_client.envs.dataset import DatasetEnv\n"
+        "from env_client.run_fake_env_client import main\n"
+        "plain, count = DatasetEnv.get_observation, 0\n"
+        "def read(self):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count == 3:\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"
+        "    return plain(self)\n"
+        "DatasetEnv.get_observation = read\n"
+        "main()\n"
+    )
+    arguments = [
+        "--env.dataset-path",
+        datasets / "video",
+        "--port",
+        server.port,
+        "--output-dir",
+        tmp_path / "out",
+    ]
+    command = [sys.executable, script, "--no-panel", "--no-enable-logging", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert "interrupted" in done.stderr
+    assert (tmp_path / "out" / "summary.json").is_file()
+
+
 def test_ctrl_c_keeps_the_results(datasets, server, tmp_path):
     """What was replayed until then is reported, plotted and written; the exit code is 130."""
     process = client(

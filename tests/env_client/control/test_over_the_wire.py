@@ -79,6 +79,6 @@ def test_an_episode_survives_nonsense_and_a_restarted_server(tmp_path: Path) -> 
     sent = np.array([action for _, action in arm.sent])
     assert np.isfinite(sent).all()
     assert np.abs(np.diff(sent, axis=0))[:, :2].max() <= 1.5 / FPS * PER_RAD * (1 + 1e-6)
-    # The clock went on all the while, and every tick had a command.
+    # The clock went on all the while, and every tick had a command: all but the one in which the stop came, and the next.
     assert records[-1].tick > results[0].steps
-    assert len(arm.sent) >= results[0].timing["ticks"] - 1
+    assert len(arm.sent) >= results[0].timing["ticks"] - 2

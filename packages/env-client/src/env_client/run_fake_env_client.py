@@ -11,6 +11,7 @@ Exit codes: 0; 2 with one sentence on stderr; 130 after Ctrl-C.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -166,6 +167,14 @@ def _replay(
     records: list[EpisodeRecord] = []
     pace = Pace(None if config.fast else env.spec.fps)
     trouble, code = "", 0
+    asked = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        # An exception is lost where it comes up in Python that C code calls (decoders do): the next tick looks at the flag.
+        asked.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     bar = tqdm(total=sum(ticks), unit="tick", dynamic_ncols=True, file=sys.stderr)
     try:
         with bar:
@@ -179,7 +188,7 @@ def _replay(
                 records.append(EpisodeRecord.of(env))
                 run.begin(number)
                 replay_episode(
-                    env, asker, records[-1], first, pace, partial(_tick, run, number, bar), run.turn
+                    env, asker, records[-1], first, pace, partial(_tick, run, number, bar, asked), run.turn
                 )
                 run.finished(number)
     except KeyboardInterrupt:
@@ -187,7 +196,7 @@ def _replay(
     except (EnvError, WireError, ReplayStopped) as error:
         trouble, code = str(error), 2
     # A second Ctrl-C must not cost the results.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         if trouble:
             print(f"{PROG}: {trouble}", file=sys.stderr, flush=True)
@@ -197,11 +206,13 @@ def _replay(
         else:
             _remove_if_empty(folder)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, before)
     return code
 
 
-def _tick(run: ReplayedRun, number: int, bar: Any, tick: ReplayedTick) -> None:
+def _tick(run: ReplayedRun, number: int, bar: Any, asked: threading.Event, tick: ReplayedTick) -> None:
+    if asked.is_set():
+        raise KeyboardInterrupt
     bar.update()
     run.tick(number, tick)
 
