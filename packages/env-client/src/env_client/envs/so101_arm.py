@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from env_client.envs.env import EnvError
+from env_client.envs.so101_bus import PAUSE, let_go, said, silent, torque_off
 
 __all__ = ["JOINTS", "ArmConfig", "Joint", "SO101Arm"]
 
@@ -43,10 +44,6 @@ _SETTLE = 0.005
 _FAILURES = 3
 # Attempts to connect, and to switch motors on, that a lost packet may cost.
 _TRIES = 3
-# Between them, seconds: late answers arrive meanwhile.
-_PAUSE = 0.05
-# A servo that is silent for so long while the line is opened counts as dead, seconds.
-_PATIENCE = 1.0
 # Between two attempts to open a lost line, seconds.
 _RETRY = 0.5
 
@@ -147,7 +144,7 @@ class SO101Arm:
                 if attempt == _TRIES - 1 or not isinstance(error, ConnectionError):
                     raise self._failed(error) from error
                 # A late confirmation would be taken for that of the next write.
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
                 robot.bus.port_handler.ser.reset_input_buffer()
         self._engaged, self._limp = True, ""
 
@@ -169,7 +166,7 @@ class SO101Arm:
         if self._recovery is not None:
             self._recovery.join(3.0)
         if robot is not None:
-            _let_go(robot)
+            let_go(robot)
 
     @property
     def joints(self) -> dict[str, Joint]:
@@ -249,9 +246,9 @@ class SO101Arm:
             isinstance(error, OSError) and not isinstance(error, ConnectionError)
         )
         if gone or "in use" in str(error) or self._failures >= _FAILURES:
-            self._lose(f"the bus on {self.port} is lost ({_said(error)}); looking for it")
+            self._lose(f"the bus on {self.port} is lost ({said(error)}); looking for it")
             return EnvError(f"{self.name}: {self._lost}")
-        return EnvError(f"{self.name} on {self.port} did not answer: {_said(error)}")
+        return EnvError(f"{self.name} on {self.port} did not answer: {said(error)}")
 
     def _lose(self, reason: str) -> None:
         with self._lock:
@@ -266,8 +263,8 @@ class SO101Arm:
         self._recovery.start()
 
     def _recover(self, old: Any) -> None:
-        _let_go(old)
-        said = ""
+        let_go(old)
+        told = ""
         while not self._closed.wait(_RETRY):
             try:
                 robot = self._open()
@@ -275,16 +272,16 @@ class SO101Arm:
                 if self._engaged and not limp:
                     self._hold_where_it_is(robot)
             except Exception as error:
-                reason = _said(error)
+                reason = said(error)
                 with self._lock:
                     self._lost = f"the bus is lost ({reason}); looking for it"
-                if reason != said:
+                if reason != told:
                     logger.warning("%s is still away: %s", self.name, reason)
-                said = reason
+                told = reason
                 continue
             with self._lock:
                 if self._closed.is_set():
-                    _let_go(robot)
+                    let_go(robot)
                     return
                 self._limp = limp
                 self._failures, self._suspect = 0, True
@@ -314,10 +311,10 @@ class SO101Arm:
             )
         try:
             robot.bus.connect(handshake=False)
-            silent = _silent(robot)
-            if silent:
+            quiet = silent(robot)
+            if quiet:
                 raise EnvError(
-                    f"on {self.port} these servos of {self.name} do not answer: {', '.join(silent)}; look at their "
+                    f"on {self.port} these servos of {self.name} do not answer: {', '.join(quiet)}; look at their "
                     "power and cables"
                 )
             if not robot.is_calibrated:
@@ -327,11 +324,11 @@ class SO101Arm:
                     "give the right id"
                 )
         except EnvError:
-            _let_go(robot)
+            let_go(robot)
             raise
         except Exception as error:
-            _let_go(robot)
-            raise EnvError(f"{self.name} on {self.port} cannot be reached: {_said(error)}") from error
+            let_go(robot)
+            raise EnvError(f"{self.name} on {self.port} cannot be reached: {said(error)}") from error
         return robot
 
     def _driver(self) -> Any:
@@ -361,39 +358,15 @@ class SO101Arm:
 
     def _without_torque(self, robot: Any) -> str:
         """Empty when every motor is on, otherwise a sentence that names those that are not."""
-        state = robot.bus.sync_read("Torque_Enable", num_retry=2)
-        off = [name for name, value in state.items() if not value]
+        off = torque_off(robot)
+        if off:
+            # A late reply of a bus that has just come back may have been taken for this one: what is said twice is believed.
+            time.sleep(_SETTLE)
+            robot.bus.port_handler.ser.reset_input_buffer()
+            off = [name for name in torque_off(robot) if name in off]
         if not off:
             return ""
         return (
             f"{', '.join(off)} came back without torque, so the power was off; it is not switched on in the middle "
             "of an episode: the next one does it"
         )
-
-
-def _silent(robot: Any) -> list[str]:
-    """The servos that answer no ping, in several rounds: a busy machine or a lost packet is no dead servo."""
-    missing = dict(robot.bus.motors)
-    end = time.monotonic() + _PATIENCE
-    while missing:
-        robot.bus.port_handler.ser.reset_input_buffer()
-        missing = {name: motor for name, motor in missing.items() if robot.bus.ping(name) is None}
-        if time.monotonic() > end:
-            break
-        # A late answer to one ping would be taken for the answer to the next.
-        time.sleep(_PAUSE if missing else 0.0)
-    return [f"{name} (id {motor.id})" for name, motor in missing.items()]
-
-
-def _let_go(robot: Any) -> None:
-    """Close the port of a driver object in any state."""
-    try:
-        robot.bus.port_handler.closePort()
-    except Exception as error:  # a pulled plug: closing fails as well
-        logger.debug("closing %s: %s", robot, error)
-        robot.bus.port_handler.is_open = False
-
-
-def _said(error: BaseException) -> str:
-    """An error of the driver as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
