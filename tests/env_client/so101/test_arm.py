@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from env_client.envs.env import EnvError
 from env_client.envs.so101 import SO101Env
+from env_client.envs.so101_arm import SO101Arm
 from kinematic_robot import calibration, until
 from virtual_so101.servo_log import goals_of
 from virtual_so101.twin import Twin
@@ -311,3 +313,18 @@ def test_connecting_switches_nothing_on(make_twin: Make, make_env: Make) -> None
     with pytest.raises(EnvError, match="call engage"):
         env.apply_action(np.zeros(6, np.float32))
     assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]
+
+
+@pytest.mark.parametrize("second", [0, 1])
+def test_torque_that_seems_to_be_off_is_asked_for_twice(second: int) -> None:
+    """A late reply of a bus that has just come back may have answered the first time; what is off stays off."""
+    answers = [{"elbow_flex": 1, "gripper": 0}, {"elbow_flex": 1, "gripper": second}]
+    flushed: list[bool] = []
+    bus = SimpleNamespace(
+        sync_read=lambda name, num_retry: answers.pop(0),
+        port_handler=SimpleNamespace(ser=SimpleNamespace(reset_input_buffer=lambda: flushed.append(True))),
+    )
+    said = SO101Arm._without_torque(cast(SO101Arm, None), SimpleNamespace(bus=bus))
+    assert flushed == [True]
+    assert not answers
+    assert said.startswith("gripper came back without torque") if second == 0 else said == ""
