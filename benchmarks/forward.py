@@ -10,7 +10,6 @@ Checkpoints other than the shipped ones are made here with random weights. `--qu
 the full form those of LeRobot's default size as well, tiny Pi policies, and batches.
 """
 
-import contextlib
 import itertools
 import sys
 import tempfile
@@ -119,7 +118,7 @@ def diffusion(name: str, what: str, folder: Path, size: tuple[int, int], rounds:
             return policy.get_actions(now, history=(before,))
 
         def peer() -> np.ndarray:
-            with one_thread() if alone else contextlib.nullcontext():
+            with one_thread(alone):
                 return reference.chunk(*asked["ticks"], seed=SEED)
 
         return compared(f"{name}_{kind}", f"{what}, {kind.replace('_', ' ')}", ours, peer, rounds)
@@ -139,9 +138,9 @@ def best_alone(call: Callable[[], object]) -> bool:
     from grasp_cube.policies.fast_layers import one_thread
 
     times: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(8):
-        with one_thread() if number % 2 else contextlib.nullcontext():
-            times[bool(number % 2)].append(timed(call))
+    for alone in (False, True) * 4:
+        with one_thread(alone):
+            times[alone].append(timed(call))
     return min(times[True]) < min(times[False])
 
 

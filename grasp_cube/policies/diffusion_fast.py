@@ -11,7 +11,6 @@ Diffusion Policy as in Chi et al. 2023, its conditioning by FiLM as in Perez et 
 Life cycle and error policy: as `fast_layers`.
 """
 
-import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -133,14 +132,13 @@ class FastDiffusion:
         ]
 
     def _sample(self, condition: Tensor, noise: Tensor | None) -> Tensor:
-        config, scheduler = self._config, self._core.noise_scheduler
+        config = self._config
         if noise is None:
             shape = (len(condition), config.horizon, config.action_feature.shape[0])
             noise = torch.randn(shape, dtype=condition.dtype, device=condition.device)
-        scheduler.set_timesteps(self._core.num_inference_steps)
         x = noise
-        with one_thread() if self._denoise.narrow else contextlib.nullcontext():
-            for films, time in zip(self._denoise.films(condition), scheduler.timesteps, strict=True):
+        with one_thread(self._denoise.narrow):
+            for films, time in zip(self._denoise.films(condition), self._times, strict=True):
                 x = self._step(self._denoise(x, films), time, x)
         start = config.n_obs_steps - 1
         return x[:, start : start + config.n_action_steps]
@@ -230,21 +228,9 @@ class _UNet:
         blocks += [*unet.mid_modules, *(b for one, two, _ in unet.up_modules for b in (one, two))]
         widest = max(conv.weight.numel() for conv in unet.modules() if isinstance(conv, nn.Conv1d))
         device = next(unet.parameters()).device
-        # As images of height 1 in oneDNN's order, as products of matrices, or as they are.
         self.packed = widest >= PACKED_FROM and has_packed_kernels(device)
         self.narrow = device.type == "cpu" and not self.packed
-        self._rows = RowsUNet(unet) if self.narrow else None
-        layers = iter([_Block(block, self.packed) for block in blocks])
-        self._down = [
-            (next(layers), next(layers), _rescale(last, self.packed)) for _, _, last in unet.down_modules
-        ]
-        self._middle = [next(layers) for _ in unet.mid_modules]
-        self._up = [
-            (next(layers), next(layers), _rescale(last, self.packed)) for _, _, last in unet.up_modules
-        ]
-        block, last = unet.final_conv
-        self._final, self._last = _Normed(block.block, self.packed), _convolution(last, self.packed)
-
+        self._layers = RowsUNet(unet) if self.narrow else _ConvolvedUNet(unet, self.packed)
         linears = [block.cond_encoder[1] for block in blocks]
         self._sizes = [len(linear.weight) for linear in linears]
         weights = torch.cat([linear.weight for linear in linears])
@@ -263,24 +249,41 @@ class _UNet:
 
     def __call__(self, x: Tensor, film: Tensor) -> Tensor:
         """(B, horizon, action_dim) -> the model's output of this shape, at the step whose row of `films` is given."""
-        if self._rows is not None:
-            return self._rows(x, film[..., None, None].split(self._sizes, dim=1))
-        ones = (1, 1) if self.packed else (1,)
-        films = iter(film.unflatten(1, (-1, *ones)).split(self._sizes, dim=1))
+        return self._layers(x, film[..., None, None].split(self._sizes, dim=1))
+
+
+class _ConvolvedUNet:
+    """The U-Net's layers as convolutions: over images of height 1 in oneDNN's order (`flat`), or as they are."""
+
+    def __init__(self, unet: Any, flat: bool):
+        self._flat = flat
+        self._down = [self._level(level) for level in unet.down_modules]
+        self._middle = [_Block(block, flat) for block in unet.mid_modules]
+        self._up = [self._level(level) for level in unet.up_modules]
+        block, last = unet.final_conv
+        self._final, self._last = _Normed(block.block, flat), _convolution(last, flat)
+
+    def _level(self, layers: Any) -> tuple[Any, Any, Any]:
+        one, two, last = layers
+        return _Block(one, self._flat), _Block(two, self._flat), _rescale(last, self._flat)
+
+    def __call__(self, x: Tensor, films: Sequence[Tensor]) -> Tensor:
+        """As `RowsUNet`."""
+        scales = iter(films if self._flat else [film[..., 0] for film in films])
         x = x.transpose(1, 2)
-        x = x[:, :, None] if self.packed else x.contiguous()
+        x = x[:, :, None] if self._flat else x.contiguous()
         skipped = []
         for one, two, rescale in self._down:
-            x = two(one(x, next(films)), next(films))
+            x = two(one(x, next(scales)), next(scales))
             skipped.append(x)
             x = rescale(x)
         for block in self._middle:
-            x = block(x, next(films))
+            x = block(x, next(scales))
         for one, two, rescale in self._up:
             x = torch.cat([x, skipped.pop()], dim=1)
-            x = rescale(two(one(x, next(films)), next(films)))
+            x = rescale(two(one(x, next(scales)), next(scales)))
         x = self._last(self._final(x))
-        return (x[:, :, 0] if self.packed else x).transpose(1, 2).contiguous()
+        return (x[:, :, 0] if self._flat else x).transpose(1, 2).contiguous()
 
 
 class _Normed:

@@ -40,8 +40,11 @@ def has_packed_kernels(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes in the calling thread alone: for products so small that to share them out takes longer than to do them."""
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, torch computes in the calling thread alone: for products so small that sharing them out takes longer."""
+    if not wanted:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -34,7 +34,7 @@ def test_every_batch_size_gives_what_lerobot_gives(options, one_thread):
     """Also when sizes alternate, since each keeps its own memory, and in and out of inference mode."""
     own, horizon = unet(**options)
     ours = _UNet(own, [7])
-    assert ours._rows is not None
+    assert isinstance(ours._layers, RowsUNet)
     for number, batch in enumerate((1, 3, 1, 2, 3)):
         generator = torch.Generator().manual_seed(number)
         x = torch.randn(batch, horizon, 6, generator=generator)
@@ -62,7 +62,7 @@ def test_memory_is_kept_for_a_few_batch_sizes_only(one_thread):
     with torch.no_grad():
         for batch in range(1, KEPT_SIZES + 4):
             ours(torch.zeros(batch, horizon, 6), ours.films(torch.zeros(batch, CONDITION))[0])
-    assert len(ours._rows._memories) == KEPT_SIZES
+    assert len(ours._layers._memories) == KEPT_SIZES
 
 
 def test_a_narrow_unet_is_computed_in_one_thread(tmp_path, monkeypatch):
