@@ -43,7 +43,8 @@ def test_a_frozen_camera_grows_old_while_the_arm_moves(make_twin: Make, make_env
         env.apply_action(np.array([pan, 0, 0, 0, 0, 50], np.float32))
         assert until(lambda: env.get_observation().image_age["wrist"] < 0.2)
     assert until(lambda: env.get_observation().image_age["front"] > 0.3)
-    assert env.cameras.frames().frozen == ("front",)
+    # The wrist's camera may be late on a busy machine; it is not frozen.
+    assert until(lambda: env.cameras.frames().frozen == ("front",))
     twin.cameras.clear()
     assert until(lambda: env.get_observation().image_age["front"] < 0.2)
 

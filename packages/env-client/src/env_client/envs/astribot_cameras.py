@@ -109,11 +109,13 @@ class Pictures:
             return
         self.push(name, image)
 
-    def moved(self, distance: float) -> None:
-        """The joints have moved: rad, all joints together, since the last call."""
+    def moved(self, distance: float, since: float) -> None:
+        """The joints have moved by `distance` (rad, all joints together) since the time `since` (`time.monotonic`)."""
         with self._lock:
             for newest in self._newest.values():
-                newest.moved += distance
+                # A picture that came after that may show it.
+                if since > newest.changed:
+                    newest.moved += distance
 
     def wait_for_first(self) -> None:
         """Raises `EnvError` that names the cameras without a picture."""

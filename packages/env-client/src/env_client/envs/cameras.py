@@ -11,7 +11,8 @@ hands out the newest picture of each camera with its age; the control loop refus
 
 A frozen camera delivers on time, but always the same picture. A picture that does not differ in one bit for
 `frozen_after_s` while the arm moved (`moved`) is as old as its last change; while the arm stands still a
-picture may stay the same, as that of a rendered or very clean camera does.
+picture may stay the same, as that of a rendered or very clean camera does. The last picture that changed may show
+the end of a motion whose joints are read only after it: motion counts where it began after that picture.
 """
 
 from __future__ import annotations
@@ -95,10 +96,11 @@ class CameraRig:
         for camera in self._cameras.values():
             camera.wait_for_first()
 
-    def moved(self, distance: float) -> None:
-        """Tell the rig that the joints have moved: rad, all joints together, since the last call."""
+    def moved(self, distance: float, since: float) -> None:
+        """Tell the rig that the joints have moved by `distance` (rad, all joints together) since the time `since`
+        (`time.monotonic`)."""
         for camera in self._cameras.values():
-            camera.moved += distance
+            camera.note_motion(distance, since)
 
     def frames(self) -> Frames:
         """The newest pictures, at once. Raises `EnvError` only for a camera that never delivered one."""
@@ -140,7 +142,7 @@ class _Camera:
         self.stopping = threading.Event()
         # What went wrong last; empty while pictures come.
         self.problem = ""
-        # How far the joints moved since the picture last changed, rad.
+        # How far the joints moved in motions that began after the picture last changed, rad.
         self.moved = 0.0
         self._lock = threading.Lock()
         self._frame: np.ndarray | None = None
@@ -176,6 +178,11 @@ class _Camera:
         """The newest frame, when it arrived, and when a frame last differed from the one before."""
         with self._lock:
             return self._frame, self._arrived, self._changed
+
+    def note_motion(self, distance: float, since: float) -> None:
+        with self._lock:
+            if since > self._changed:
+                self.moved += distance
 
     def join(self) -> None:
         if self._thread.is_alive():
