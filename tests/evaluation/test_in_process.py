@@ -39,10 +39,9 @@ def recorded() -> np.ndarray:
     """What the expert did in the episode of `SEED`, in the robot's unit."""
     world = World("lift", seed=SEED)
     try:
-        frames = record_episode(world, size=(48, 64))
+        (frames,) = record_episode(world, size=(48, 64))
     finally:
         world.close()
-    assert frames is not None
     return np.stack([frame.action for frame in frames])
 
 

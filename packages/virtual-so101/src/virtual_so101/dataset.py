@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from virtual_so101.calibration import JOINTS, ArmCalibration
-from virtual_so101.expert import TICK, expert, missed_grasp
+from virtual_so101.expert import TICK, Misses, expert
 from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.kinematics import UnreachableError
 from virtual_so101.recorder import Frame, Recorder, RecordingError
 from virtual_so101.rendering import RenderingUnavailableError
-from virtual_so101.scene import CUBE_EDGE, HEIGHT, WIDTH
+from virtual_so101.scene import HEIGHT, WIDTH
 from virtual_so101.tasks import TASKS, get_task
 from virtual_so101.world import World
 
@@ -32,6 +32,8 @@ _FPS = 30
 _FIRST_SEED = 100_000
 # Correlation time of the disturbance, seconds.
 _NOISE_TIME = 0.4
+# A stretch between two misses that is shorter, in ticks, is not worth an episode.
+_SHORT = 10
 # More failures than this in a row are no bad luck.
 _MAX_FAILURES = 25
 
@@ -49,65 +51,72 @@ def record_episode(
     resize: str = "stretch",
     noise: float = 0.0,
     missed: bool = False,
-) -> list[Frame] | None:
-    """Let the expert solve the world's current episode: its frames, or None when it fails.
+) -> list[list[Frame]]:
+    """Let the expert solve the world's current episode: the frames of what it gives to record, nothing when it fails.
+
+    That is one episode, or with `missed` one for each stretch between two grasps that missed.
 
     Args:
         size: (height, width) of the pictures; None keeps 480x640.
         resize: how they get there, "stretch", "pad" or "crop": the client's own rule.
         noise: standard deviation (rad) of a slow disturbance of the arms' goals that is not in the recorded action:
             the pictures then show the arm beside the path and the actions lead back to it (Laskey et al., 2017).
-        missed: begin after a grasp that missed the red cube, whose own frames are left out: what is learnt is to try
-            again, not to miss.
+        missed: before each grasp comes one that misses the cube, whose own frames are left out: what is learnt is to
+            try again, not to miss.
     """
     calibrations = [
         ArmCalibration.of_limits(world.joint_lower, world.joint_upper, arm) for arm in range(world.n_arms)
     ]
-    frames = []
+    misses = Misses(np.random.default_rng([world.seed, 2])) if missed else None
+    episodes: list[list[Frame]] = [[]]
     disturbance = _disturbance(world, noise)
     try:
-        if missed and not _miss(world):
-            return None
-        for goals in expert(world):
-            images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
+        for goals in expert(world, misses):
             pairs = list(enumerate(calibrations))
-            state = np.concatenate([c.to_normalized(world.positions(arm)) for arm, c in pairs])
             action = np.concatenate([c.to_normalized(goals[6 * arm : 6 * arm + 6]) for arm, c in pairs])
             action = action.astype(np.float32)
-            frames.append(Frame(images, state.astype(np.float32), action))
+            if misses is not None and misses.under_way:
+                if episodes[-1]:
+                    episodes.append([])
+            else:
+                images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
+                state = np.concatenate([c.to_normalized(world.positions(arm)) for arm, c in pairs])
+                episodes[-1].append(Frame(images, state.astype(np.float32), action))
             for arm, calibration in pairs:
                 sent = calibration.from_normalized(action[6 * arm : 6 * arm + 6])
                 world.set_goal(arm, sent + next(disturbance))
             world.step(TICK)
     except UnreachableError:
-        return None
-    return frames if world.success() else None
+        return []
+    return [frames for frames in episodes if len(frames) > _SHORT] if world.success() else []
 
 
-def record(recorder: Recorder, world: World, episodes: int) -> Iterator[bool]:
-    """Record until the dataset holds so many episodes; yields after each try whether it was kept."""
+def record(recorder: Recorder, world: World, episodes: int) -> Iterator[int]:
+    """Record until the dataset holds so many episodes; yields after each try how many it gave."""
     settings = recorder.provenance.settings
     size = tuple(settings["image_size"])
     failures = 0
     while recorder.episodes < episodes:
         seed = recorder.provenance.next_seed
         world.reset(seed)
-        frames = record_episode(
+        found = record_episode(
             world,
             size=None if size == (HEIGHT, WIDTH) else size,
             resize=settings["resize"],
             noise=settings["noise"],
             missed=settings.get("missed_grasp", False),
         )
-        if frames is None:
+        if not found:
             recorder.drop(seed)
             failures += 1
             if failures > _MAX_FAILURES:
                 raise RecordingError(f"The expert failed {failures} times in a row, last with seed {seed}.")
         else:
             failures = 0
-            recorder.add(seed, _consumed(frames))
-        yield frames is not None
+            found = found[: episodes - recorder.episodes]
+            for frames in found:
+                recorder.add(seed, _consumed(frames))
+        yield len(found)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,7 +169,7 @@ def _run(args: argparse.Namespace) -> int:
 
         with tqdm(total=args.episodes, initial=recorder.episodes, unit="episode", desc=args.task) as bar:
             for kept in record(recorder, world, args.episodes):
-                bar.update(int(kept))
+                bar.update(kept)
                 bar.set_postfix(
                     seed=recorder.provenance.next_seed - 1, dropped=len(recorder.provenance.dropped)
                 )
@@ -174,14 +183,6 @@ def _run(args: argparse.Namespace) -> int:
     dropped = recorder.provenance.dropped
     print(f"{args.root}: {recorder.episodes} episodes, {len(dropped)} seeds dropped {dropped or ''}".rstrip())
     return 0
-
-
-def _miss(world: World) -> bool:
-    """Grasp beside the red cube; false when it was caught all the same."""
-    for goals in missed_grasp(world, np.random.default_rng([world.seed, 2])):
-        world.set_goal(0, goals)
-        world.step(TICK)
-    return bool(world.cube_position("red_cube")[2] < CUBE_EDGE)
 
 
 def _consumed(frames: list[Frame]) -> Iterator[Frame]:
@@ -249,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--missed-grasp",
         action="store_true",
-        help="begin each episode after a grasp that missed (lift, stack with one arm)",
+        help="each grasp comes after one that missed, which is left out: what follows is an episode of its own",
     )
     parser.add_argument("--crf", type=int, default=23, help="H.264 quality, 0 (best) to 51")
     parser.add_argument(

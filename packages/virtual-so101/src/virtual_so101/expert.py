@@ -1,9 +1,9 @@
 """Scripted experts: they know where the cubes are and solve each task with joint goals alone.
 
 `expert(world)` yields the goals of one 30 Hz tick after the other, (6,) or (12,) rad, left arm first; its
-caller sets them, steps the world by `TICK` and asks for the next. `missed_grasp(world, rng)` does the same for a grasp that goes wrong. A plan is a chain of smooth moves whose goals
+caller sets them, steps the world by `TICK` and asks for the next. A plan is a chain of smooth moves whose goals
 never change faster than `MAX_GOAL_SPEED`; the grasp is always the same one: fingers straight down, the
-fixed jaw towards the base, the jaws square to the cube.
+fixed jaw towards the base, the jaws square to the cube. With `Misses` each grasp comes after one that goes wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from virtual_so101.scene import CUBE_EDGE
 from virtual_so101.tasks import goal_slots
 from virtual_so101.world import World
 
-__all__ = ["MAX_GOAL_SPEED", "TICK", "expert", "missed_grasp", "run_episode"]
+__all__ = ["MAX_GOAL_SPEED", "TICK", "Misses", "expert", "run_episode"]
 
 # Seconds between two goals.
 TICK = 1.0 / 30.0
@@ -48,12 +48,25 @@ _CENTRED = np.zeros(2)
 Goals = Generator[np.ndarray, None, None]
 
 
-def expert(world: World) -> Iterator[np.ndarray]:
+class Misses:
+    """Grasps that go wrong, one before each that succeeds.
+
+    Attributes:
+        rng: where and when they end.
+        under_way: whether the goals handed out last belong to one, of whichever arm.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.under_way = False
+
+
+def expert(world: World, misses: Misses | None = None) -> Iterator[np.ndarray]:
     """The goals that solve the world's task, tick by tick; ends a moment after the last move.
 
     It begins where the arms are: one that is not in its start pose goes there first, with open jaws.
     """
-    arms = [_Arm(world, index) for index in range(world.n_arms)]
+    arms = [_Arm(world, index, misses) for index in range(world.n_arms)]
     plans: list[Goals]
     match world.task.name:
         case "lift":
@@ -90,24 +103,6 @@ def run_episode(world: World) -> bool:
     return world.success()
 
 
-def missed_grasp(world: World, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The goals (6,) of a grasp beside the red cube, up to any moment between shut jaws and the end of the way home.
-
-    Raises:
-        ValueError: when the task has no such grasp.
-    """
-    if world.task.name == "sort" or world.n_arms != 1:
-        raise ValueError(f"Only lift and stack with one arm know a missed grasp, not {world.task.name}.")
-    arm = _Arm(world, 0)
-    side = rng.uniform(-math.pi, math.pi)
-    beside = rng.uniform(*_MISS_BESIDE) * np.array([math.cos(side), math.sin(side)])
-    for goal in arm.pick("red_cube", beside, rng.uniform(-_MISS_TURN, _MISS_TURN)):
-        arm.goal = goal
-        yield goal
-    way_home = list(arm.joints(np.array([*arm.home[:5], _SHUT])))
-    yield from way_home[: rng.integers(len(way_home) + 1)]
-
-
 class _Turn:
     """Whose turn it is in the middle of the table, where both arms would meet."""
 
@@ -126,8 +121,8 @@ class _Turn:
 class _Arm:
     """One arm's goal and the moves that change it."""
 
-    def __init__(self, world: World, index: int) -> None:
-        self.world, self.index = world, index
+    def __init__(self, world: World, index: int, misses: Misses | None) -> None:
+        self.world, self.index, self.misses = world, index, misses
         self.kinematics = ArmKinematics(world.model, world.task.layout.prefixes[index])
         self.goal = world.goal(index)
         self.home = np.array(world.task.start_poses[index], dtype=float)
@@ -199,8 +194,19 @@ class _Arm:
             yield from self.joints(self._at(np.array([*here[:2], _HOVER]), yaw, _CLEAR, self.goal))
         yield from self.joints(self.home)
 
-    def pick(self, cube: str, beside: np.ndarray = _CENTRED, turn: float = 0.0) -> Goals:
-        """Come down over a cube, shut the jaws, and raise it; `beside` (2,) metres and `turn` (rad) miss it."""
+    def pick(self, cube: str) -> Goals:
+        """Grasp a cube and raise it."""
+        if self.misses is not None:
+            self.misses.under_way = True
+            yield from self._miss(cube, self.misses.rng)
+            self.misses.under_way = False
+            if self.world.cube_position(cube)[2] > CUBE_EDGE:
+                return  # caught all the same
+            yield from self.ready()
+        yield from self._grasp(cube)
+
+    def _grasp(self, cube: str, beside: np.ndarray = _CENTRED, turn: float = 0.0) -> Goals:
+        """Come down over a cube, shut the jaws, and rise; `beside` (2,) metres and `turn` (rad) miss it."""
         spot, yaw = self.world.cube_position(cube)[:2] + beside, self.grasp_yaw(cube) + turn
         above, at = (np.array([*spot, height]) for height in (_HOVER, _ON_TABLE))
         yield from self.over(above, yaw, _CLEAR)
@@ -209,6 +215,14 @@ class _Arm:
         yield from self.wait(0.2)
         held, _ = self.kinematics.forward(self.goal, _FLUSH)
         yield from self.line(np.array([*held[:2], _CARRY]), yaw, _FLUSH, 0.6)
+
+    def _miss(self, cube: str, rng: np.random.Generator) -> Goals:
+        """Grasp beside a cube, and any part of the way home with shut jaws."""
+        side = rng.uniform(-math.pi, math.pi)
+        beside = rng.uniform(*_MISS_BESIDE) * np.array([math.cos(side), math.sin(side)])
+        yield from self._grasp(cube, beside, rng.uniform(-_MISS_TURN, _MISS_TURN))
+        way_home = list(self.joints(np.array([*self.home[:5], _SHUT])))
+        yield from way_home[: rng.integers(len(way_home) + 1)]
 
     def place(self, cube: str, target: np.ndarray, yaw: float, hover: float) -> Goals:
         """Bring the held cube over `target`, put it down there, let go and rise."""
