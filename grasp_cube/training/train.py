@@ -44,7 +44,7 @@ class TrainConfig:
     width: int | None = None
     # ACT checkpoint whose image encoder a Diffusion policy takes over and keeps as it is; a step is then far cheaper.
     backbone: str | None = None
-    # Checkpoint of the same type and form whose weights the run begins with; default: random ones.
+    # Checkpoint of the same type and form, an ACT also for another robot, whose weights the run begins with; default: random ones.
     start_from: str | None = None
     # Peak of the learning rate, reached after the warm-up; it then falls to zero as a cosine.
     learning_rate: float = 2e-4

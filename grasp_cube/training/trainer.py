@@ -21,7 +21,7 @@ from lerobot.optim.schedulers import DiffuserSchedulerConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.random_utils import set_seed
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from tqdm import tqdm
 
 from grasp_cube.training.augment import augment_images
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "recover"]
 
+# ACT's layers whose size is that of the robot: of a checkpoint for another robot they begin at random.
+_ROBOTS_OWN = ("model.encoder_robot_state_input_proj.", "model.action_head.")
 # What a resumed run may change: everything else belongs to the weights or to the order of the samples.
 _FREE_ON_RESUME = {
     "steps",
@@ -190,9 +192,13 @@ class Trainer:
 
 
 def _start_from(policy: Any, folder: Path) -> None:
-    """Raises `ValueError` when the folder holds no weights of this policy."""
+    """Raises `ValueError` when the folder holds no weights of this policy, be it for another robot."""
     try:
-        load_model(policy, folder / "model.safetensors", strict=True)
+        tensors = load_file(folder / "model.safetensors")
+        for name, own in policy.state_dict().items():
+            if name.startswith(_ROBOTS_OWN) and name in tensors and tensors[name].shape != own.shape:
+                tensors[name] = own
+        policy.load_state_dict(tensors, strict=True)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--start-from {folder} is no checkpoint: {error}") from error
     except RuntimeError as error:

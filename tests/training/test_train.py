@@ -202,6 +202,24 @@ def test_a_run_that_starts_from_a_checkpoint_has_its_weights_and_its_norms(
     assert f"the weights of `{act[0].out}`" in (Path(config.out) / "README.md").read_text()
 
 
+def test_a_start_from_another_robots_checkpoint_begins_the_robots_own_layers_anew(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
+) -> None:
+    """From one arm with two cameras to two arms with three: what reads states and writes actions is new, the rest is kept."""
+    from safetensors.torch import load_file
+
+    two_arms = recording.with_name("sort")
+    config = small(two_arms, tmp_path / "sort", chunk=10, start_from=act[0].out, learning_rate=1e-12, steps=1)
+    train_checkpoint(config)
+    before = load_file(Path(act[0].out) / "model.safetensors")
+    after = load_file(Path(config.out) / "model.safetensors")
+    changed = {name for name, tensor in before.items() if tensor.shape != after[name].shape}
+    layers = ("encoder_robot_state_input_proj.weight", "action_head.weight", "action_head.bias")
+    assert changed == {f"model.{layer}" for layer in layers}
+    for name in before.keys() - changed:
+        assert (before[name].float() - after[name].float()).abs().max() < 1e-3, name
+
+
 def test_a_start_that_does_not_fit_is_refused(
     act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
 ) -> None:
