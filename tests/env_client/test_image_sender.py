@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from env_client.image_sender import TRIAL, TRY_EVERY, ImageSender
-from env_client.wire import EncodedImage, InvalidInput, decode_image, encode_image
+from env_client.wire import InvalidInput, LaterImage, decode_image, encode_image
 
 READABLE = ("raw", "jpeg", "png")
 # What compressing and decompressing costs in these tests, in seconds.
@@ -29,7 +29,7 @@ class Link:
         for _ in range(times):
             (sent,) = self.sender.encoded([{"images": {"front": picture()}}], READABLE)
             image = sent["images"]["front"]
-            compressed = isinstance(image, EncodedImage)
+            compressed = isinstance(image, LaterImage)
             size = len(image.data) if compressed else image.nbytes
             took = self.latency_s + size / self.rate + (CODEC_S if compressed else 0.0)
             # A model that takes a second, and a queue, must not matter.

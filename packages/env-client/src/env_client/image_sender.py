@@ -1,7 +1,7 @@
 """How a client's images travel: as they are, compressed, or by what the link was seen to carry ("auto").
 
-Life cycle: one `ImageSender` for each client; it lives on when the client reconnects. For each request `encoded`, and
-`answered` when its reply is there. Only "jpeg" and "auto" ever change a pixel.
+Life cycle: one `ImageSender` for each client; it lives on when the client reconnects. For each request `encoded`, whose
+images are compressed while it is sent, and `answered` when its reply is there. Only "jpeg" and "auto" ever change a pixel.
 
 "auto" weighs what each way costs a request, all of it: compressing, the link, decompressing; not the model. It begins
 with JPEG, because the first uncompressed images on a slow link could take a minute, tries the other way as soon as that
@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from env_client.wire.codec import LaterImage
 from env_client.wire.errors import InvalidInput
-from env_client.wire.images import IMAGE_CODECS, ImageCodec, encode_images
+from env_client.wire.images import IMAGE_CODECS, ImageCodec, encode_images_later
 
 __all__ = ["CodecChoice", "ImageSender"]
 
@@ -53,8 +54,11 @@ class ImageSender:
         self._costs: dict[ImageCodec, deque[float]] = {
             way: deque(maxlen=REMEMBERED) for way in ("raw", "jpeg")
         }
-        # The way that the request in flight took, if it can be weighed, and how much smaller its images were.
+        # The way that the request in flight took, if it can be weighed, its images before, and those that it compressed.
         self._sent: ImageCodec | None = None
+        self._arrays: list[np.ndarray] = []
+        self._compressed: list[LaterImage] = []
+        # How much smaller the last compressed images were.
         self._shrunk = 1.0
         # The way in use, and the requests until another look at it, or until its trial ends.
         self._settled: ImageCodec = self.codec
@@ -68,20 +72,15 @@ class ImageSender:
         done = [_encoded(obs, codec, self.quality) for obs in observations]
         self._sent = None
         if self._chooses and "jpeg" in readable:
-            arrays = [
+            self._arrays = [
                 image for obs in observations for image in _images(obs) if isinstance(image, np.ndarray)
             ]
             # What cameras compressed themselves goes as it is either way.
-            if arrays:
+            if self._arrays:
                 self._sent = codec
-            if arrays and codec == "jpeg":
-                packed = sum(
-                    len(after.data)
-                    for obs, sent in zip(observations, done, strict=True)
-                    for before, after in zip(_images(obs), _images(sent), strict=True)
-                    if after is not before
-                )
-                self._shrunk = sum(image.nbytes for image in arrays) / packed
+            self._compressed = [
+                image for obs in done for image in _images(obs) if isinstance(image, LaterImage)
+            ]
         return done
 
     def answered(self, elapsed_s: float, reply: Mapping[str, Any]) -> str | None:
@@ -92,6 +91,10 @@ class ImageSender:
         model_s = sum(float(timing.get(name, 0.0)) for name in ("queue_ms", "infer_ms")) / 1e3
         self._costs[self._sent].append(max(0.0, elapsed_s - model_s))
         self._sent = None
+        if self._compressed:
+            packed = sum(len(image.data) for image in self._compressed)
+            self._shrunk = sum(image.nbytes for image in self._arrays) / packed
+        self._arrays, self._compressed = [], []
         if self._left > 1:
             self._left -= 1
             return None
@@ -136,4 +139,4 @@ def _encoded(obs: dict[str, Any], codec: ImageCodec, quality: int) -> dict[str, 
     images = obs.get("images")
     if codec == "raw" or not isinstance(images, dict):
         return obs
-    return obs | {"images": encode_images(images, codec, quality)}
+    return obs | {"images": encode_images_later(images, codec, quality)}

@@ -19,7 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from websockets.client import ClientProtocol
@@ -30,6 +30,7 @@ from env_client.wire.frames import (
     BINARY,
     CHUNK,
     CLOSE,
+    CONTINUATION,
     PING,
     PONG,
     SERVICE_RESTART,
@@ -160,6 +161,22 @@ class Connection:
             else:
                 self._write(BINARY, [parts] if isinstance(parts, bytes) else parts, deadline)
 
+    def send_fragments(
+        self, fragments: Iterable[tuple[Sequence[bytes | memoryview], bool]], timeout: float
+    ) -> None:
+        """One binary message whose pieces are still being made: each fragment is on its way while the next one is.
+
+        fragments: (pieces, whether they are the last). Otherwise like `send`; when making one raises, the message stays
+        half said: close the connection.
+        """
+        deadline = time.monotonic() + timeout
+        with self._using:
+            self._catch_up(deadline)
+            opcode = BINARY
+            for parts, last in fragments:
+                self._write(opcode, parts, deadline, final=last)
+                opcode = CONTINUATION
+
     def recv(self, timeout: float) -> str | memoryview:
         """The next message; a memoryview is read-only and belongs to the caller."""
         deadline = time.monotonic() + timeout
@@ -212,12 +229,14 @@ class Connection:
                 with contextlib.suppress(OSError):
                     self._write(CLOSE, [event.payload[:2]], deadline)
 
-    def _write(self, opcode: int, parts: Sequence[bytes | memoryview], deadline: float) -> None:
+    def _write(
+        self, opcode: int, parts: Sequence[bytes | memoryview], deadline: float, *, final: bool = True
+    ) -> None:
         if self._scratch is None:
-            header = frame_header(opcode, sum(map(len, parts)), NO_MASK)
+            header = frame_header(opcode, sum(map(len, parts)), NO_MASK, final=final)
             self._send_pieces([memoryview(piece) for piece in (header, *parts)], deadline)
             return
-        for chunk in masked_chunks(opcode, parts, os.urandom(4), self._scratch):
+        for chunk in masked_chunks(opcode, parts, os.urandom(4), self._scratch, final=final):
             self._send(chunk, deadline)
 
     # ---------------------------------------------------------------------------------------- bytes

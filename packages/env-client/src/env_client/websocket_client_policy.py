@@ -25,6 +25,7 @@ from env_client.websocket import Connection, NothingSent
 from env_client.wire import (
     Configure,
     Dialect,
+    Frame,
     Infer,
     InvalidInput,
     PolicySpec,
@@ -32,7 +33,7 @@ from env_client.wire import (
     RemoteError,
     RtcPrefix,
     pack,
-    pack_parts,
+    pack_frame,
 )
 
 __all__ = ["ConnectionLost", "WebsocketClientPolicy"]
@@ -250,7 +251,7 @@ class WebsocketClientPolicy:
         self._seq = self._seq + 1 if seq is None else seq
         if not self.speaks_protocol:
             bare = obs if prompt is None else obs | {"prompt": prompt}
-            reply = self._exchange(pack_parts(bare, self.dialect))
+            reply = self._exchange(pack_frame(bare, self.dialect))
             return with_chunk(reply) | {"seq": self._seq, "episode": episode, "capture_time": capture_time}
         started = time.monotonic()
         sent, *earlier = self.images.encoded((obs, *(history or ())), self.image_codecs)
@@ -264,7 +265,7 @@ class WebsocketClientPolicy:
             capture_time=capture_time,
             deadline_ms=deadline_ms,
         )
-        reply = self._exchange(pack_parts(request.to_wire(), self.dialect), seq=self._seq)
+        reply = self._exchange(pack_frame(request.to_wire(), self.dialect), seq=self._seq)
         if changed := self.images.answered(time.monotonic() - started, reply):
             self._say(changed)
         return with_chunk(reply)
@@ -273,7 +274,7 @@ class WebsocketClientPolicy:
         """Tell the server that an episode begins. A plain openpi server knows no reset and is not told."""
         self.connect()
         if self.speaks_protocol:
-            self._exchange(pack_parts({"reset": True}))
+            self._exchange(pack_frame({"reset": True}))
 
     def status(self) -> dict[str, Any]:
         """The server's state as plain values."""
@@ -310,7 +311,7 @@ class WebsocketClientPolicy:
         self._seq += 1
         request = Configure(path, type, config_name, prompt, device, name, seq=self._seq)
         reply = self._exchange(
-            pack_parts(request.to_wire(), self.dialect),
+            pack_frame(request.to_wire(), self.dialect),
             seq=self._seq,
             limit_s=timeout_s or CONFIGURE_S,
             on_progress=tell,
@@ -330,11 +331,11 @@ class WebsocketClientPolicy:
         self.connect()
         self._need_protocol(message["op"])
         self._seq += 1
-        return self._exchange(pack_parts(message | {"seq": self._seq}, self.dialect), seq=self._seq)
+        return self._exchange(pack_frame(message | {"seq": self._seq}, self.dialect), seq=self._seq)
 
     def _exchange(
         self,
-        frame: list[bytes | memoryview],
+        frame: Frame,
         seq: int | None = None,
         *,
         limit_s: float | None = None,
@@ -371,14 +372,14 @@ class WebsocketClientPolicy:
     def _ask(
         self,
         connection: Connection,
-        frame: list[bytes | memoryview],
+        frame: Frame,
         seq: int | None,
         limit: float,
         on_progress: Callable[[Progress], None] | None,
     ) -> dict[str, Any]:
         """Send, and the answer; `on_progress` gets what comes before it."""
         deadline = time.monotonic() + limit
-        connection.send(frame, limit)
+        connection.send_fragments(frame.fragments(), limit)
         while True:
             answer = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
             reply = read_answer(answer, self.url)

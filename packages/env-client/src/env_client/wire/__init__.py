@@ -1,6 +1,16 @@
 """The one definition of the wire, imported by both sides. Needs NumPy and msgpack only."""
 
-from env_client.wire.codec import DEFAULT_LIMITS, Dialect, EncodedImage, Limits, pack, pack_parts
+from env_client.wire.codec import (
+    DEFAULT_LIMITS,
+    Dialect,
+    EncodedImage,
+    Frame,
+    LaterImage,
+    Limits,
+    pack,
+    pack_frame,
+    pack_parts,
+)
 from env_client.wire.decoder import unpack
 from env_client.wire.errors import ErrorCode, InvalidInput, RemoteError, WireError, shown
 from env_client.wire.images import IMAGE_CODECS, decode_image, encode_image, resize_image
@@ -29,9 +39,11 @@ __all__ = [
     "Dialect",
     "EncodedImage",
     "ErrorCode",
+    "Frame",
     "Infer",
     "InferReply",
     "InvalidInput",
+    "LaterImage",
     "Limits",
     "PolicySpec",
     "Progress",
@@ -47,6 +59,7 @@ __all__ = [
     "encode_image",
     "error_reply",
     "pack",
+    "pack_frame",
     "pack_parts",
     "read_request",
     "resize_image",

@@ -12,8 +12,10 @@ Object arrays are refused in both: in the first they are raw pointers, in the se
 
 import os
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import msgpack
@@ -21,7 +23,17 @@ import numpy as np
 
 from env_client.wire.errors import InvalidInput
 
-__all__ = ["DEFAULT_LIMITS", "Dialect", "EncodedImage", "Limits", "pack", "pack_parts"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Dialect",
+    "EncodedImage",
+    "Frame",
+    "LaterImage",
+    "Limits",
+    "pack",
+    "pack_frame",
+    "pack_parts",
+]
 
 # Data from this size on, in bytes, is not copied by `pack_parts`; a copy of less is cheaper than a part.
 PART_BYTES = 4096
@@ -63,6 +75,43 @@ class EncodedImage:
     shape: tuple[int, int, int]
 
 
+@dataclass
+class LaterImage:
+    """An `EncodedImage` whose data is made when it is asked for, once: while what lies before it in its frame is sent."""
+
+    codec: str
+    shape: tuple[int, int, int]
+    compress: Callable[[], bytes]
+
+    @cached_property
+    def data(self) -> bytes:
+        return self.compress()
+
+
+class Frame:
+    """A packed frame: what it says, and the data of its large arrays and images, which stay where they are."""
+
+    def __init__(self, skeleton: bytes, large: list[memoryview | LaterImage]):
+        self._skeleton, self._large = skeleton, large
+
+    def fragments(self) -> Iterator[tuple[list[bytes | memoryview], bool]]:
+        """The frame's pieces in turn, up to where one is still to be made; and whether these are the last."""
+        parts: list[bytes | memoryview] = []
+        at, waiting = 0, sum(isinstance(data, LaterImage) for data in self._large)
+        for data in self._large:
+            # The placeholder was packed with a two-byte header of its own.
+            found = self._skeleton.index(_PLACEHOLDER, at)
+            content = memoryview(data.data) if isinstance(data, LaterImage) else data
+            parts += [self._skeleton[at : found - 2] + _bin_header(len(content)), content]
+            at = found + len(_PLACEHOLDER)
+            if isinstance(data, LaterImage):
+                waiting -= 1
+                if waiting:
+                    yield parts, False
+                    parts = []
+        yield [*parts, self._skeleton[at:]], True
+
+
 def pack(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> bytes:
     """One frame of plain values, NumPy arrays, NumPy scalars and `EncodedImage`s.
 
@@ -80,10 +129,21 @@ def pack_parts(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> list[byte
 
     The values must not change until the pieces are sent.
     """
-    large: list[memoryview] = []
+    return [part for parts, _ in pack_frame(value, dialect).fragments() for part in parts]
+
+
+def pack_frame(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> Frame:
+    """The same frame as `pack`, to be sent piece by piece; it may hold `LaterImage`s.
+
+    The values must not change until it is sent. Raises `InvalidInput` as `pack` does.
+    """
+    large: list[memoryview | LaterImage] = []
     plain = _pack_openpi if dialect == Dialect.OPENPI else _pack_msgpack_numpy
 
     def default(value: Any) -> dict:
+        if isinstance(value, LaterImage):
+            large.append(value)
+            return {"__image__": value.codec, "data": _PLACEHOLDER, "shape": value.shape}
         fields = plain(value)
         key = "data" if "data" in fields else b"data"
         data = fields[key]
@@ -96,16 +156,7 @@ def pack_parts(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> list[byte
         skeleton = msgpack.packb(value, default=default, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"this cannot be packed for the wire: {error}") from error
-    parts: list[bytes | memoryview] = []
-    at = 0
-    for data in large:
-        # The placeholder was packed with a two-byte header of its own.
-        found = skeleton.index(_PLACEHOLDER, at)
-        parts.append(skeleton[at : found - 2] + _bin_header(len(data)))
-        parts.append(data)
-        at = found + len(_PLACEHOLDER)
-    parts.append(skeleton[at:])
-    return parts
+    return Frame(skeleton, large)
 
 
 def _bin_header(length: int) -> bytes:

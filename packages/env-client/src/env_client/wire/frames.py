@@ -111,7 +111,12 @@ def apply_mask(payload: np.ndarray, key: bytes) -> None:
 
 
 def masked_chunks(
-    opcode: int, parts: Sequence[bytes | memoryview], key: bytes, scratch: np.ndarray
+    opcode: int,
+    parts: Sequence[bytes | memoryview],
+    key: bytes,
+    scratch: np.ndarray,
+    *,
+    final: bool = True,
 ) -> Iterator[memoryview]:
     """One masked frame as pieces to be sent in turn, each valid until the next is asked for.
 
@@ -119,7 +124,7 @@ def masked_chunks(
     the caller's arrays stay as they are and no buffer of the message's size is made. `key` of zeros leaves the
     payload as it is.
     """
-    header = frame_header(opcode, sum(len(part) for part in parts), key)
+    header = frame_header(opcode, sum(len(part) for part in parts), key, final=final)
     room = memoryview(scratch)
     start = _HEADROOM - len(header)
     room[start:_HEADROOM] = header

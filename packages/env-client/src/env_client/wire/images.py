@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from env_client.wire.codec import EncodedImage
+from env_client.wire.codec import EncodedImage, LaterImage
 from env_client.wire.errors import InvalidInput
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "check_image",
     "decode_image",
     "encode_image",
-    "encode_images",
+    "encode_images_later",
     "image_size",
     "resize_image",
 ]
@@ -58,12 +58,18 @@ def encode_image(image: np.ndarray, codec: ImageCodec, quality: int = 90) -> np.
     return EncodedImage(codec, data.tobytes(), (height, width, 3))
 
 
-def encode_images(images: Mapping[str, Any], codec: ImageCodec, quality: int = 90) -> dict[str, Any]:
-    """The same for each array in a map; what is compressed already stays as it is."""
-    return {
-        name: encode_image(image, codec, quality) if isinstance(image, np.ndarray) else image
-        for name, image in images.items()
-    }
+def encode_images_later(images: Mapping[str, Any], codec: ImageCodec, quality: int = 90) -> dict[str, Any]:
+    """Each array in a map as a `LaterImage`; what is compressed already stays as it is.
+
+    Raises `InvalidInput` as `encode_image` does, but for what OpenCV alone finds out when it compresses.
+    """
+
+    def later(image: np.ndarray) -> LaterImage:
+        check_image(image)
+        height, width = image.shape[:2]
+        return LaterImage(codec, (height, width, 3), lambda: encode_image(image, codec, quality).data)  # type: ignore[arg-type,return-value]
+
+    return {name: later(image) if isinstance(image, np.ndarray) else image for name, image in images.items()}
 
 
 def decode_image(image: np.ndarray | EncodedImage) -> np.ndarray:
