@@ -77,8 +77,6 @@ class Trainer:
         )
         self.policy_config.device = config.device
         self.policy = new_policy(self.policy_config)
-        if config.start_from is not None:
-            _start_from(self.policy, Path(config.start_from))
         if config.backbone is not None:
             adopt_backbone(self.policy, Path(config.backbone))
         self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
@@ -93,6 +91,10 @@ class Trainer:
         """The rest of the steps; returns the loss of every step so far."""
         if state.exists():
             self._load(state)
+        elif self.config.start_from is not None:
+            _start_from(self.policy, Path(self.config.start_from))
+            if self.config.backbone is not None:
+                adopt_backbone(self.policy, Path(self.config.backbone))
         self.policy.to(memory_format=torch.channels_last)
         self.encode_frames()
         batches = self._batches(len(self.losses))
