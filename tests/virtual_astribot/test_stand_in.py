@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,3 +243,14 @@ def test_a_stalled_robot_answers_later(sdk: Astribot, control: Control) -> None:
     assert sdk.get_current_joints_position() is None
     control.heal()
     assert sdk.get_current_joints_position() is not None
+
+
+def test_an_object_that_is_dropped_takes_its_threads_along(server: RobotServer) -> None:
+    """Nothing decodes pictures for somebody who has gone, while the robot goes on sending them."""
+    found = [Astribot()]
+    found[0].activate_camera()
+    wait_until(lambda: found[0].get_images_dict()[0])
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("sdk-")]
+    assert threads
+    found.clear()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))

@@ -7,6 +7,7 @@ case, as the SDK's does: whether a command was accepted shows in `get_desired_jo
 The robot is looked for at `$VIRTUAL_ASTRIBOT` (HOST:PORT).
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -56,11 +57,11 @@ class Astribot:
         high_control_rights: bool = False,
         node_name: str = "use_astribot",
     ) -> None:
+        self._listening: list[socket.socket] = []
         if os.environ.get("ROBOT_TYPE") not in ("S0", "S1"):
             raise ValueError("Invalid robot type: set ROBOT_TYPE=S1")
         self.freq = freq
         self._lock = threading.Lock()
-        self._closed = False
         self._images: dict[str, np.ndarray] = {}
         self._connection, first = self._open(high_control_rights)
         self.is_alive = True
@@ -228,8 +229,10 @@ class Astribot:
             for camera in CAMERAS:
                 self._images[camera.name] = np.zeros((0, 0, 3), np.uint8)
 
-                def keep(message: SimpleNamespace, name: str = camera.name) -> None:
-                    self._images[name] = _decode(message.data)
+                def keep(
+                    message: SimpleNamespace, name: str = camera.name, images: dict = self._images
+                ) -> None:
+                    images[name] = _decode(message.data)
 
                 self._listen(camera.name, keep)
         newest = {name: image for name, image in self._images.items() if image.size}
@@ -240,9 +243,12 @@ class Astribot:
         connection.settimeout(None)
         send(connection, {"hello": "pictures", "camera": camera})
 
+        self._listening.append(connection)
+
+        # The thread holds nothing of this object, which would otherwise live as long as the robot.
         def run() -> None:
             try:
-                while not self._closed:
+                while True:
                     frame = receive(connection)
                     header = SimpleNamespace(stamp=frame["stamp"])
                     deliver(
@@ -251,13 +257,17 @@ class Astribot:
                         )
                     )
             except OSError:
-                pass  # the robot is gone
+                pass  # the robot is gone, or this object
 
         threading.Thread(target=run, name=f"sdk-{camera}", daemon=True).start()
 
     def __del__(self) -> None:
-        self._closed = True
-        if not sys.is_finalizing() and hasattr(self, "_connection"):
+        if sys.is_finalizing():
+            return
+        for connection in self._listening:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if hasattr(self, "_connection"):
             self._connection.close()
 
 
