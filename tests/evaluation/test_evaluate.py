@@ -18,14 +18,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @needs_gl
-@pytest.mark.parametrize("checkpoint", ["lift_act", "lift_diffusion"])
-def test_the_shipped_checkpoints_lift_the_cube_over_the_wire_and_in_process(
+@pytest.mark.parametrize("checkpoint", ["lift_act", "lift_diffusion", "stack_act"])
+def test_the_shipped_checkpoints_solve_their_task_over_the_wire_and_in_process(
     tmp_path: Path, checkpoint: str
 ) -> None:
     """Three processes, two unseen seeds each way; table, picture and plain values say the same."""
     done = run(
-        "--policy.path", f"checkpoints/{checkpoint}", "--episodes", "2", "--seed", "1002", "--in-process",
-        "--output-dir", str(tmp_path),
+        "--policy.path", f"checkpoints/{checkpoint}", "--task", checkpoint.split("_")[0], "--episodes", "2",
+        "--seed", "1002", "--in-process", "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())

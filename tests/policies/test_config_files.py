@@ -9,6 +9,7 @@ from env_client.wire import CameraSpec, StateSpec
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.config_files import find_config
 from grasp_cube.policies.embodiment import Camera, Embodiment, choose_embodiment, load_embodiment
+from grasp_cube.policies.load import checkpoint_folder
 from grasp_cube.policies.policy import PolicyError
 from grasp_cube.policies.task import load_task
 
@@ -27,14 +28,22 @@ def test_the_shipped_tasks_fit_their_embodiments(name, dim, cameras):
     assert task.prompt
 
 
-def test_the_lift_task_names_its_checkpoint_from_anywhere(monkeypatch, tmp_path):
+@pytest.mark.parametrize("task", ["lift", "stack"])
+def test_a_task_names_its_checkpoint_from_anywhere(monkeypatch, tmp_path, task):
     """Relative to the project's root, also when the command runs elsewhere."""
     monkeypatch.chdir(tmp_path)
-    checkpoint = load_task("lift").checkpoint
+    checkpoint = load_task(task).checkpoint
     assert checkpoint is not None
-    assert checkpoint.name == "lift_act"
-    if (ROOT / "checkpoints" / "lift_act").exists():
-        assert checkpoint.is_dir()
+    assert checkpoint.name == f"{task}_act"
+    assert checkpoint.is_dir()
+
+
+def test_a_task_without_a_checkpoint_asks_for_one(tmp_path):
+    (tmp_path / "fold.yaml").write_text("prompt: fold it\naction_dim: 6\n")
+    with pytest.raises(
+        PolicyError, match=r"'fold' has no checkpoint of its own: name one with --policy\.path"
+    ):
+        checkpoint_folder(PolicyConfig(task=str(tmp_path / "fold.yaml")))
 
 
 def test_a_config_here_goes_before_the_shipped_one(monkeypatch, tmp_path):
