@@ -82,14 +82,15 @@ def test_an_unknown_camera_is_named(make_env: MakeEnv) -> None:
 
 def test_age_and_frozen_pictures() -> None:
     """A picture is as old as its arrival; the same one again and again while the robot moves, as its last change."""
-    pictures, began = Pictures(("head",), frozen_after_s=0.05), time.monotonic()
+    pictures = Pictures(("head",), frozen_after_s=0.05)
+    pictures.moved(0.0)
     pictures.push("head", red_and_blue())
     time.sleep(0.08)
     pictures.push("head", red_and_blue())
     assert pictures.frames().ages["head"] < 0.05
-    pictures.moved(0.5, since=began)
+    pictures.moved(0.5)
     assert pictures.frames().frozen == ()  # it may show what moved since it came
-    pictures.moved(0.5, since=time.monotonic())
+    pictures.moved(0.5)
     frames = pictures.frames()
     assert frames.frozen == ("head",)
     assert frames.ages["head"] >= 0.08

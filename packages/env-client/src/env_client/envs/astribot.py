@@ -73,7 +73,6 @@ class AstribotEnv:
         self._suited = False
         self._spec: EnvSpec | None = None
         self._frame: ChassisFrame | None = None
-        self._read_at = 0.0
 
     # ------------------------------------------------------------------------------------- life cycle
 
@@ -171,8 +170,7 @@ class AstribotEnv:
         before, pose = self._body.pose, self._body.read()
         read = time.monotonic()
         if before is not None:
-            self.cameras.moved(float(np.abs(pose - before)[~self.hardware.is_gripper].sum()), self._read_at)
-        self._read_at = read
+            self.cameras.moved(float(np.abs(pose - before)[~self.hardware.is_gripper].sum()))
         frames, relative = self.cameras.frames(), self._from_start(pose)
         layout = self._layout
         return Observation(

@@ -85,6 +85,8 @@ class Pictures:
         self._frozen_after_s, self._timeless = frozen_after_s, timeless
         self._lock = threading.Condition()
         self._newest = {name: _Newest() for name in names}
+        # When it was last told of a motion.
+        self._told = 0.0
         self._said: set[str] = set()
 
     def push(self, name: str, image: np.ndarray | EncodedImage) -> None:
@@ -109,9 +111,10 @@ class Pictures:
             return
         self.push(name, image)
 
-    def moved(self, distance: float, since: float) -> None:
-        """The joints have moved by `distance` (rad, all joints together) since the time `since` (`time.monotonic`)."""
+    def moved(self, distance: float) -> None:
+        """The joints have moved: rad, all joints together, since the last call."""
         with self._lock:
+            since, self._told = self._told, time.monotonic()
             for newest in self._newest.values():
                 # A picture that came after that may show it.
                 if since > newest.changed:

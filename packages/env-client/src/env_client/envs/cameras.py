@@ -88,6 +88,8 @@ class CameraRig:
         self.names = tuple(cameras)
         self._frozen_after = frozen_after_s
         self._cameras = {name: _Camera(name, fields) for name, fields in cameras.items()}
+        # When it was last told of a motion.
+        self._told = 0.0
 
     def connect(self) -> None:
         """Open all cameras, at the same time. Raises `EnvError` where one does not deliver."""
@@ -96,9 +98,9 @@ class CameraRig:
         for camera in self._cameras.values():
             camera.wait_for_first()
 
-    def moved(self, distance: float, since: float) -> None:
-        """Tell the rig that the joints have moved by `distance` (rad, all joints together) since the time `since`
-        (`time.monotonic`)."""
+    def moved(self, distance: float) -> None:
+        """Tell the rig that the joints have moved: rad, all joints together, since the last call."""
+        since, self._told = self._told, time.monotonic()
         for camera in self._cameras.values():
             camera.note_motion(distance, since)
 

@@ -92,7 +92,6 @@ class SO101Env:
         self._spec: EnvSpec | None = None
         self._calibration: list[dict[str, Joint]] = []
         self._measured: np.ndarray | None = None
-        self._measured_at = 0.0
         self._held: np.ndarray | None = None
 
     # ----------------------------------------------------------------------------------- life cycle
@@ -151,7 +150,7 @@ class SO101Env:
         states = {name: arm.read() for name, arm in zip(self.parts, self.arms, strict=True)}
         read = time.monotonic()
         measured = np.concatenate(list(states.values()))
-        self._note_motion(measured, read)
+        self._note_motion(measured)
         frames = self.cameras.frames()
         return Observation(
             images=frames.images,
@@ -193,11 +192,11 @@ class SO101Env:
         if problems:
             raise EnvError("; ".join(problems))
 
-    def _note_motion(self, measured: np.ndarray, now: float) -> None:
+    def _note_motion(self, measured: np.ndarray) -> None:
         if self._measured is not None:
             distance = np.abs(measured - self._measured) / self.spec.unit_per_rad
-            self.cameras.moved(float(np.sum(distance[~self.spec.gripper])), self._measured_at)
-        self._measured, self._measured_at = measured, now
+            self.cameras.moved(float(np.sum(distance[~self.spec.gripper])))
+        self._measured = measured
 
     # -------------------------------------------------------------------------------- spec and poses
 
