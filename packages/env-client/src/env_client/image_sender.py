@@ -8,6 +8,7 @@ with JPEG, because the first uncompressed images on a slow link could take a min
 is known to be bearable, and again after every `TRY_EVERY` requests, since links change.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -54,9 +55,8 @@ class ImageSender:
         self._costs: dict[ImageCodec, deque[float]] = {
             way: deque(maxlen=REMEMBERED) for way in ("raw", "jpeg")
         }
-        # The way that the request in flight took, if it can be weighed, its images before, and those that it compressed.
+        # The way that the request in flight took, if it can be weighed, and the images that it compressed.
         self._sent: ImageCodec | None = None
-        self._arrays: list[np.ndarray] = []
         self._compressed: list[LaterImage] = []
         # How much smaller the last compressed images were.
         self._shrunk = 1.0
@@ -72,11 +72,8 @@ class ImageSender:
         done = [_encoded(obs, codec, self.quality) for obs in observations]
         self._sent = None
         if self._chooses and "jpeg" in readable:
-            self._arrays = [
-                image for obs in observations for image in _images(obs) if isinstance(image, np.ndarray)
-            ]
             # What cameras compressed themselves goes as it is either way.
-            if self._arrays:
+            if any(isinstance(image, np.ndarray) for obs in observations for image in _images(obs)):
                 self._sent = codec
             self._compressed = [
                 image for obs in done for image in _images(obs) if isinstance(image, LaterImage)
@@ -92,9 +89,9 @@ class ImageSender:
         self._costs[self._sent].append(max(0.0, elapsed_s - model_s))
         self._sent = None
         if self._compressed:
-            packed = sum(len(image.data) for image in self._compressed)
-            self._shrunk = sum(image.nbytes for image in self._arrays) / packed
-        self._arrays, self._compressed = [], []
+            pixels = sum(math.prod(image.shape) for image in self._compressed)
+            self._shrunk = pixels / sum(len(image.data) for image in self._compressed)
+            self._compressed = []
         if self._left > 1:
             self._left -= 1
             return None

@@ -63,6 +63,9 @@ NO_MASK = bytes(4)
 # How long `close` may take to say goodbye and to wait for a call that it ends.
 CLOSE_S = 1.0
 
+# Pieces of a binary message, and whether they are its last.
+Fragment = tuple[Sequence[bytes | memoryview], bool]
+
 _NOT_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -153,26 +156,23 @@ class Connection:
 
         What came before is looked at first: `NothingSent` says that the connection had ended already.
         """
-        deadline = time.monotonic() + timeout
-        with self._using:
-            self._catch_up(deadline)
-            if isinstance(parts, str):
-                self._write(TEXT, [parts.encode()], deadline)
-            else:
-                self._write(BINARY, [parts] if isinstance(parts, bytes) else parts, deadline)
+        if isinstance(parts, str):
+            self._send_message(TEXT, [([parts.encode()], True)], timeout)
+        else:
+            self._send_message(BINARY, [([parts] if isinstance(parts, bytes) else parts, True)], timeout)
 
-    def send_fragments(
-        self, fragments: Iterable[tuple[Sequence[bytes | memoryview], bool]], timeout: float
-    ) -> None:
+    def send_fragments(self, fragments: Iterable[Fragment], timeout: float) -> None:
         """One binary message whose pieces are still being made: each fragment is on its way while the next one is.
 
         fragments: (pieces, whether they are the last). Otherwise like `send`; when making one raises, the message stays
         half said: close the connection.
         """
+        self._send_message(BINARY, fragments, timeout)
+
+    def _send_message(self, opcode: int, fragments: Iterable[Fragment], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         with self._using:
             self._catch_up(deadline)
-            opcode = BINARY
             for parts, last in fragments:
                 self._write(opcode, parts, deadline, final=last)
                 opcode = CONTINUATION

@@ -143,7 +143,7 @@ def pack_frame(value: Any, dialect: Dialect | str = Dialect.OPENPI) -> Frame:
     def default(value: Any) -> dict:
         if isinstance(value, LaterImage):
             large.append(value)
-            return {"__image__": value.codec, "data": _PLACEHOLDER, "shape": value.shape}
+            value = EncodedImage(value.codec, _PLACEHOLDER, value.shape)
         fields = plain(value)
         key = "data" if "data" in fields else b"data"
         data = fields[key]
