@@ -77,8 +77,6 @@ class Trainer:
         )
         self.policy_config.device = config.device
         self.policy = new_policy(self.policy_config)
-        if config.backbone is not None:
-            adopt_backbone(self.policy, Path(config.backbone))
         self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
         self.optimizer = self.policy_config.get_optimizer_preset().build(self.policy.get_optim_params())
         warmup = min(config.warmup, config.steps // 10)
@@ -93,8 +91,6 @@ class Trainer:
             self._load(state)
         elif self.config.start_from is not None:
             _start_from(self.policy, Path(self.config.start_from))
-            if self.config.backbone is not None:
-                adopt_backbone(self.policy, Path(self.config.backbone))
         self.policy.to(memory_format=torch.channels_last)
         self.encode_frames()
         batches = self._batches(len(self.losses))
@@ -112,8 +108,9 @@ class Trainer:
         return self.losses
 
     def encode_frames(self) -> None:
-        """With a ResNet that was taken over: batches hold its feature maps from here on."""
+        """Takes the ResNet over that is to be kept, if any: batches hold its feature maps from here on."""
         if self.config.backbone is not None:
+            adopt_backbone(self.policy, Path(self.config.backbone))
             maps = load_features(self.frames, self.policy, self.processors[0], self.config.run / "frames")
             self._features = {f"{FEATURES}.{camera}": found for camera, found in maps.items()}
 
