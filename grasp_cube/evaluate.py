@@ -23,7 +23,7 @@ PROG = "evaluate"
 DESCRIPTION = "Run a checkpoint on the virtual SO-101 over the wire and report how often it solves its task."
 
 FPS = 30.0
-# Longest episodes, in seconds: what the scripted expert takes at most, twice.
+# Longest episodes, in seconds: about twice what the tasks themselves allow their scripted experts.
 EPISODE_S = {"lift": 15.0, "sort": 70.0, "stack": 25.0}
 
 
