@@ -29,11 +29,14 @@ class Draining:
 
     def __init__(self) -> None:
         self._connections: dict[Session, Connection] = {}
-        self._after_episode = False
+        self._begun = self._after_episode = False
         self._empty = asyncio.Event()
 
     def join(self, session: Session, connection: Connection) -> None:
         self._connections[session] = connection
+        if self._begun:
+            # Its handshake was accepted right before.
+            self._send_away(session)
 
     def leave(self, session: Session) -> None:
         self._connections.pop(session, None)
@@ -63,6 +66,7 @@ class Draining:
 
         Returns when nobody is left, or when the answers to what was begun took longer than `ANSWER_S`.
         """
+        self._begun = True
         self._empty.clear()
         if not self._connections:
             return

@@ -6,7 +6,8 @@ Life cycle: the constructor waits for the server (with a visible message) and re
 lock-step; a lost connection raises `ConnectionLost` once and is opened again by the next call. Nothing has to
 be told again after that: each request carries all that its answer depends on.
 A connection that ended while nobody used it (a server that restarted, a proxy's time-out), or whose server says that it
-ends and did not begin the request (1012), is opened again at once and without an error, if the same policy answers there.
+ends and did not begin the request (1012), is opened again at once and without an error, if the same policy answers there;
+so is one that ends in this way right after.
 One thread at a time may call it, but for `close`.
 """
 
@@ -46,6 +47,9 @@ RETRY_S = 0.5
 HANDSHAKE_S = 10.0
 # How often a waiting client says so, in seconds.
 MESSAGE_EVERY_S = 5.0
+# Connections of one request that may end before it is begun and are replaced at once; with several servers that are sent
+# away one after the other (an update of all of them) there can be more than one.
+REOPENINGS = 3
 # How long a load that a client asked for may take, in seconds.
 CONFIGURE_S = 1800.0
 
@@ -195,13 +199,10 @@ class WebsocketClientPolicy:
         if connection is not None:
             connection.close()
 
-    def _reopen(self, ended: NothingSent) -> Connection:
-        """The same policy on a new connection, after the old one `ended` while it was idle."""
+    def _reopen(self) -> Connection:
+        """The same policy on a new connection, after the old one ended while it was idle."""
         announced = self._announced
         self._drop()
-        if self._closing.is_set() or self._prompted:
-            # A prompt belongs to its connection: the caller has to know that it is gone.
-            raise ended
         self._open()
         connection = self._connection
         if connection is None or self._announced != announced:
@@ -346,13 +347,18 @@ class WebsocketClientPolicy:
             raise ConnectionLost(f"the client of {self.url} was closed")
         limit = limit_s or self._limit()
         try:
-            try:
-                reply = self._ask(connection, frame, seq, limit, on_progress)
-            except NothingSent as ended:
-                connection = self._reopen(ended)
-                # As on every new connection, the first answer may take longer.
-                limit = limit_s or self._limit()
-                reply = self._ask(connection, frame, seq, limit, on_progress)
+            for reopenings in range(1 + REOPENINGS):
+                try:
+                    if reopenings:
+                        connection = self._reopen()
+                        # As on every new connection, the first answer may take longer.
+                        limit = limit_s or self._limit()
+                    reply = self._ask(connection, frame, seq, limit, on_progress)
+                    break
+                except NothingSent:
+                    # A prompt belongs to its connection: the caller has to know that it is gone.
+                    if reopenings == REOPENINGS or self._closing.is_set() or self._prompted:
+                        raise
         except ConnectionLost:
             raise
         except TimeoutError as error:
