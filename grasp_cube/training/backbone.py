@@ -1,9 +1,11 @@
-"""Diffusion on the eyes of a trained ACT: its ResNet is taken over and frozen, so that no step runs it again.
+"""Eyes that are trained already: what of a ResNet is frozen sees each frame once, and no step runs it again.
 
-    ACT checkpoint --adopt_backbone--> Diffusion policy --load_features--> frames as feature maps, once
+    ACT checkpoint --adopt_backbone--> Diffusion policy --,
+    ACT checkpoint --start_from-> ACT --freeze_stem-------+--load_features--> frames as feature maps, once
 
-Nearly all of a training step is the ResNet on the images. With feature maps instead of images a step is a hundred times
-cheaper, and what is left to learn is the part that is Diffusion's own. The checkpoint is an ordinary one.
+Nearly all of a training step is the ResNet on the images. With its feature maps instead of images a step of Diffusion is
+a hundred times cheaper, and what is left to learn is the part that is Diffusion's own; with those of the ResNet's first
+half a step of ACT costs a third, and the half that is left can still learn. The checkpoint is an ordinary one.
 """
 
 import json
@@ -12,23 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from grasp_cube.training.frames import Frames
 
-__all__ = ["FEATURES", "adopt_backbone", "encode_features", "load_features"]
+__all__ = ["FEATURES", "adopt_backbone", "encode_features", "freeze_stem", "load_features"]
 
 # What stands in a batch in place of "observation.images".
 FEATURES = "observation.features"
 # Modules of torchvision's ResNet by name, and by number in the sequence that LeRobot's Diffusion makes of them.
 _MODULES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 _ACT = "model.backbone."
+_STEM, _REST = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"), ("layer3", "layer4")
 # Images that pass through the ResNet at a time.
 _BATCH = 64
+# Channels of an image.
+_RGB = 3
 
 
-def adopt_backbone(policy: Any, folder: Path) -> None:
-    """Gives a Diffusion policy the ResNet of the ACT checkpoint in `folder`, and freezes it.
+def adopt_backbone(policy: Any, folder: Path) -> nn.Module:
+    """Gives a Diffusion policy the ResNet of the ACT checkpoint in `folder`, and freezes it; the ResNet.
 
     Raises `ValueError` when the folder holds no ACT checkpoint or its ResNet is another one.
     """
@@ -54,15 +60,32 @@ def adopt_backbone(policy: Any, folder: Path) -> None:
         raise ValueError(
             f"--backbone {folder} has another ResNet: {(missing + found.unexpected_keys)[0]} does not fit"
         )
-    backbone.requires_grad_(False)
-    backbone.eval()
+    return _frozen(backbone)
 
 
-def load_features(frames: Frames, policy: Any, preprocessor: Any, cache: Path) -> dict[str, np.ndarray]:
-    """{camera feature: (N, C, h, w) float16}, what the policy's ResNet makes of every frame; made once and kept in `cache`."""
-    backbone = policy.diffusion.rgb_encoder.backbone
-    backbone.eval()
-    first = next(backbone.parameters())
+def freeze_stem(policy: Any) -> nn.Module:
+    """Freezes the first half of an ACT's ResNet; that half.
+
+    From here on the ResNet takes images as before, and feature maps of that half for the rest.
+    """
+    backbone = policy.model.backbone
+    stem = nn.Sequential(*(backbone[name] for name in _STEM))
+    rest = nn.Sequential(*(backbone[name] for name in _REST))
+
+    def forward(inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"feature_map": rest(stem(inputs) if inputs.shape[1] == _RGB else inputs)}
+
+    backbone.forward = forward
+    return _frozen(stem)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False).eval()
+
+
+def load_features(frames: Frames, frozen: nn.Module, preprocessor: Any, cache: Path) -> dict[str, np.ndarray]:
+    """{camera feature: (N, C, h, w) float16}, what the frozen layers make of every frame; made once and kept in `cache`."""
+    first = next(frozen.parameters())
     # The frames beside the feature maps say which dataset they are of.
     wanted = {
         "first_weights": float(first.double().sum()),
@@ -74,7 +97,7 @@ def load_features(frames: Frames, policy: Any, preprocessor: Any, cache: Path) -
     for camera in frames.images:
         file = cache / f"{camera}.features.npy"
         if fresh:
-            _fill(frames, camera, backbone, preprocessor, file)
+            _fill(frames, camera, frozen, preprocessor, file)
         features[camera] = np.load(file, mmap_mode="r")
     index.write_text(json.dumps(wanted))
     return features
@@ -94,14 +117,14 @@ def encode_features(policy: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor
     return torch.cat(parts, dim=-1).flatten(start_dim=1)
 
 
-def _fill(frames: Frames, camera: str, backbone: Any, preprocessor: Any, file: Path) -> None:
+def _fill(frames: Frames, camera: str, frozen: nn.Module, preprocessor: Any, file: Path) -> None:
     count = len(frames.actions)
     maps = None
     for start in tqdm(range(0, count, _BATCH), desc=f"{camera} through the ResNet", disable=None):
         batch = frames.batch(range(start, min(start + _BATCH, count)), None, [0])
         images = preprocessor(batch)[camera].to(memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
-            found = backbone(images).half().cpu().numpy()
+            found = frozen(images).half().cpu().numpy()
         if maps is None:
             maps = np.lib.format.open_memmap(file, "w+", np.float16, (count, *found.shape[1:]))
         maps[start : start + len(found)] = found

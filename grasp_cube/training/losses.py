@@ -15,12 +15,20 @@ _DRAWS = 8
 
 
 def policy_loss(policy: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The loss of a preprocessed batch: LeRobot's own for ACT, `_DRAWS` noises for each sample for Diffusion."""
-    if policy.config.type != "diffusion":
+    """The loss of a preprocessed batch, of images or of their feature maps: LeRobot's own for ACT, with `_DRAWS` noises
+    for each image for Diffusion."""
+    config = policy.config
+    encoded = any(name.startswith(FEATURES) for name in batch)
+    if config.type != "diffusion":
+        if encoded:
+            batch = batch | {
+                camera: batch[f"{FEATURES}.{camera}"].float().contiguous(memory_format=torch.channels_last)
+                for camera in config.image_features
+            }
         return policy.forward(batch)[0]
-    model, config = policy.diffusion, policy.config
+    model = policy.diffusion
     actions = batch["action"]
-    if any(name.startswith(FEATURES) for name in batch):
+    if encoded:
         condition = encode_features(policy, batch)
     else:
         images = torch.stack([batch[name] for name in config.image_features], dim=-4)

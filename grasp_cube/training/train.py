@@ -46,6 +46,8 @@ class TrainConfig:
     backbone: str | None = None
     # Checkpoint of the same type and form, an ACT also for another robot, whose weights the run begins with; default: random ones.
     start_from: str | None = None
+    # Keep the first half of the ResNet of --start-from as it is (act only); a step then costs a third.
+    freeze_stem: bool = False
     # Peak of the learning rate, reached after the warm-up; it then falls to zero as a cosine.
     learning_rate: float = 2e-4
     # Steps of warm-up.
@@ -78,6 +80,10 @@ class TrainConfig:
         if self.backbone is not None and (self.type != "diffusion" or self.augment):
             raise ValueError(
                 "--backbone goes with --type diffusion --no-augment: the frames are encoded once"
+            )
+        if self.freeze_stem and (self.type != "act" or self.augment or self.start_from is None):
+            raise ValueError(
+                "--freeze-stem goes with --type act --start-from CHECKPOINT --no-augment: the frames are encoded once"
             )
         for name in ("steps", "batch_size", "chunk", "width", "save_every"):
             value = getattr(self, name)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, load_model
 from tqdm import tqdm
 
 from grasp_cube.training.augment import augment_images
-from grasp_cube.training.backbone import FEATURES, adopt_backbone, load_features
+from grasp_cube.training.backbone import FEATURES, adopt_backbone, freeze_stem, load_features
 from grasp_cube.training.frames import Frames
 from grasp_cube.training.losses import policy_loss
 from grasp_cube.training.small_policies import (
@@ -108,11 +108,15 @@ class Trainer:
         return self.losses
 
     def encode_frames(self) -> None:
-        """Takes the ResNet over that is to be kept, if any: batches hold its feature maps from here on."""
+        """Freezes what of the ResNet is to be kept, if any: batches hold its feature maps from here on."""
         if self.config.backbone is not None:
-            adopt_backbone(self.policy, Path(self.config.backbone))
-            maps = load_features(self.frames, self.policy, self.processors[0], self.config.run / "frames")
-            self._features = {f"{FEATURES}.{camera}": found for camera, found in maps.items()}
+            frozen = adopt_backbone(self.policy, Path(self.config.backbone))
+        elif self.config.freeze_stem:
+            frozen = freeze_stem(self.policy)
+        else:
+            return
+        maps = load_features(self.frames, frozen, self.processors[0], self.config.run / "frames")
+        self._features = {f"{FEATURES}.{camera}": found for camera, found in maps.items()}
 
     def _step(self, batch: dict[str, torch.Tensor]) -> float:
         device = torch.device(self.config.device).type

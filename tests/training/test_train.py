@@ -184,6 +184,49 @@ def test_eyes_that_do_not_fit_are_refused(recording: Path, tmp_path: Path) -> No
         train_checkpoint(config)
 
 
+def test_the_first_half_of_the_resnet_stays_and_the_other_learns(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
+) -> None:
+    """The frozen layers are those of the start, also after a resume; the loss of feature maps is that of their images."""
+    import torch
+    from safetensors.torch import load_file
+
+    from grasp_cube.training.frames import load_frames
+    from grasp_cube.training.losses import policy_loss
+    from grasp_cube.training.trainer import Trainer
+
+    options: dict[str, Any] = {"chunk": 10, "start_from": act[0].out, "augment": False, "freeze_stem": True}
+    config = small(recording, tmp_path / "more", steps=1, eval_dataset=str(recording), **options)
+    train_checkpoint(config)
+    train_checkpoint(dataclasses.replace(config, steps=2, resume=True))
+    before = load_file(Path(act[0].out) / "model.safetensors")
+    after = load_file(Path(config.out) / "model.safetensors")
+    frozen = ("conv1", "bn1", "layer1", "layer2")
+    for name, tensor in before.items():
+        layer = name.removeprefix("model.backbone.").split(".")[0]
+        learnt = name.startswith("model.backbone.") and layer not in frozen and "conv" in name
+        assert torch.equal(tensor, after[name]) or layer not in frozen, name
+        assert not (learnt and torch.equal(tensor, after[name])), name
+
+    trainer = Trainer(config, load_frames(recording, config.run / "frames", 32, 40, "stretch"))
+    trainer.policy.load_state_dict(after)
+    trainer.policy.train()
+    images = policy_loss(trainer.policy, trainer._processed([5, 90]))
+    trainer.encode_frames()
+    encoded = trainer._processed([5, 90])
+    assert not any(name in encoded for name in trainer.policy_config.image_features)
+    # Feature maps are kept in half precision and made in bfloat16.
+    assert policy_loss(trainer.policy, encoded).item() == pytest.approx(images.item(), rel=0.05)
+
+
+def test_a_frozen_half_without_weights_to_keep_is_refused(recording: Path, tmp_path: Path) -> None:
+    """Nor goes it with images that change from epoch to epoch."""
+    with pytest.raises(ValueError, match="--start-from"):
+        small(recording, tmp_path / "out", freeze_stem=True, augment=False)
+    with pytest.raises(ValueError, match="--no-augment"):
+        small(recording, tmp_path / "out", freeze_stem=True, start_from="somewhere")
+
+
 def test_a_run_that_starts_from_a_checkpoint_has_its_weights_and_its_norms(
     act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from virtual_so101.expert import MAX_GOAL_SPEED, TICK, expert
 from virtual_so101.kinematics import ArmKinematics, GraspPose, UnreachableError
 from virtual_so101.world import World
 
+_SORTED = ("red_cube_1", "red_cube_2", "blue_cube_1", "blue_cube_2")
+
 
 def test_lift_succeeds() -> None:
     """Twenty seeds, no failure."""
@@ -62,6 +64,30 @@ def test_goals_are_smooth_and_within_limits(task: str) -> None:
     assert np.all(path >= np.tile(world.joint_lower, world.n_arms))
     assert world.success()
     assert len(goals) * TICK <= world.task.duration
+
+
+def test_what_is_sorted_next_can_be_seen() -> None:
+    """Cubes of a colour look the same: of two that wait, the one further out is taken first, whatever its name."""
+    first = set()
+    world = World("sort", seed=0)
+    for seed in range(4):
+        world.reset(seed)
+        waiting = {name: world.cube_position(name)[1] for name in _SORTED}
+        raised: dict[str, str] = {}
+        for goal in expert(world):
+            for arm in range(2):
+                world.set_goal(arm, goal[6 * arm : 6 * arm + 6])
+            world.step(TICK)
+            for name in waiting:
+                if world.cube_position(name)[2] > 0.05:
+                    raised.setdefault(name.split("_")[0], name)
+            if len(raised) == 2:
+                break
+        for color, side in (("red", 1.0), ("blue", -1.0)):
+            outer = max((f"{color}_cube_{number}" for number in (1, 2)), key=lambda n: side * waiting[n])
+            assert raised[color] == outer
+            first.add(outer[-1])
+    assert first == {"1", "2"}
 
 
 def test_an_episode_repeats_bit_for_bit() -> None:

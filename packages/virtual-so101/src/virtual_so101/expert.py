@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from virtual_so101.kinematics import ArmKinematics, GraspPose
+from virtual_so101.kinematics import ArmKinematics, GraspPose, UnreachableError
 from virtual_so101.scene import CUBE_EDGE
 from virtual_so101.tasks import goal_slots
 from virtual_so101.world import World
@@ -43,6 +43,8 @@ _LEAN_REACH, _LEAN_FROM = (0.21, 0.27), (0.05, 0.015)
 _REST = 0.7
 # How a grasp misses: metres beside the cube, rad of a wrong turn.
 _MISS_BESIDE, _MISS_TURN = (0.012, 0.035), 0.4
+# Misses drawn until one is within reach.
+_TRIES = 50
 _CENTRED = np.zeros(2)
 
 Goals = Generator[np.ndarray, None, None]
@@ -175,7 +177,20 @@ class _Arm:
         angles = self.kinematics.solve(GraspPose(point, yaw, tilt), offset, start)
         return np.array([*angles, self.goal[5]])
 
+    def _reaches(self, point: np.ndarray, yaw: float) -> bool:
+        """Whether the arm can come down to a point from above."""
+        try:
+            for target in (_raised(point, _HOVER - _ON_TABLE), point):
+                self._at(target, yaw, _CLEAR, self._ready(target))
+        except UnreachableError:
+            return False
+        return True
+
     # Skills
+
+    def _beside(self, cube: str, beside: np.ndarray) -> np.ndarray:
+        """The point at which the gripper grasps a cube on the table, or so far (2,) beside it, metres."""
+        return np.array([*(self.world.cube_position(cube)[:2] + beside), _ON_TABLE])
 
     def grasp_yaw(self, cube: str) -> float:
         """The direction in which the jaws open: square to the cube, as nearly away from the base as can be."""
@@ -207,9 +222,8 @@ class _Arm:
 
     def _grasp(self, cube: str, beside: np.ndarray = _CENTRED, turn: float = 0.0) -> Goals:
         """Come down over a cube, shut the jaws, and rise; `beside` (2,) metres and `turn` (rad) miss it."""
-        spot, yaw = self.world.cube_position(cube)[:2] + beside, self.grasp_yaw(cube) + turn
-        above, at = (np.array([*spot, height]) for height in (_HOVER, _ON_TABLE))
-        yield from self.over(above, yaw, _CLEAR)
+        at, yaw = self._beside(cube, beside), self.grasp_yaw(cube) + turn
+        yield from self.over(_raised(at, _HOVER - _ON_TABLE), yaw, _CLEAR)
         yield from self.line(at, yaw, _CLEAR, 0.6)
         yield from self.jaw(_SHUT)
         yield from self.wait(0.2)
@@ -218,9 +232,13 @@ class _Arm:
 
     def _miss(self, cube: str, rng: np.random.Generator) -> Goals:
         """Grasp beside a cube, and any part of the way home with shut jaws."""
-        side = rng.uniform(-math.pi, math.pi)
-        beside = rng.uniform(*_MISS_BESIDE) * np.array([math.cos(side), math.sin(side)])
-        yield from self._grasp(cube, beside, rng.uniform(-_MISS_TURN, _MISS_TURN))
+        for _ in range(_TRIES):
+            side = rng.uniform(-math.pi, math.pi)
+            beside = rng.uniform(*_MISS_BESIDE) * np.array([math.cos(side), math.sin(side)])
+            turn = rng.uniform(-_MISS_TURN, _MISS_TURN)
+            if self._reaches(self._beside(cube, beside), self.grasp_yaw(cube) + turn):
+                break
+        yield from self._grasp(cube, beside, turn)
         way_home = list(self.joints(np.array([*self.home[:5], _SHUT])))
         yield from way_home[: rng.integers(len(way_home) + 1)]
 
@@ -263,9 +281,13 @@ def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
     if not first:
         # The other arm begins; asking one tick later settles who does.
         yield arm.goal
-    for number, slot in enumerate(goal_slots(color), start=1):
-        cube = f"{color}_cube_{number}"
+    side = math.copysign(1.0, goal_slots(color)[0][1])
+    left = [f"{color}_cube_1", f"{color}_cube_2"]
+    for slot in goal_slots(color):
         yield from centre.take(arm)
+        # The one further out, by what is seen: cubes of a colour look the same, and so no name can tell which is next.
+        cube = max(left, key=lambda name: side * arm.world.cube_position(name)[1])
+        left.remove(cube)
         yield from arm.pick(cube)
         way_out = list(arm.joints(np.array([*arm.home[:5], _SHUT])))
         for tick, goal in enumerate(way_out):

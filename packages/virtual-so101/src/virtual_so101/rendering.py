@@ -19,10 +19,11 @@ class RenderingUnavailableError(RuntimeError):
 
 
 class SceneRenderer:
-    """Draws the cameras of one model. Belongs to the thread that draws first."""
+    """Draws the cameras of one model, at 480x640 divided by `shrink`. Belongs to the thread that draws first."""
 
-    def __init__(self, model: mujoco.MjModel) -> None:
+    def __init__(self, model: mujoco.MjModel, *, shrink: int = 1) -> None:
         self._model = model
+        self._size = HEIGHT // shrink, WIDTH // shrink
         self._renderer: mujoco.Renderer | None = None
         self._closer: weakref.finalize | None = None
         self._copy: mujoco.MjData | None = None
@@ -33,7 +34,7 @@ class SceneRenderer:
             if backend is None:
                 raise RenderingUnavailableError(PACKAGES)
             try:
-                self._renderer = mujoco.Renderer(self._model, HEIGHT, WIDTH)
+                self._renderer = mujoco.Renderer(self._model, *self._size)
             except Exception as error:
                 # Each backend fails in its own way (ImportError, AttributeError, RuntimeError, its own EGLError).
                 raise RenderingUnavailableError(f"{PACKAGES} MuJoCo said about {backend}: {error}") from error
@@ -45,7 +46,7 @@ class SceneRenderer:
     def render(
         self, data: mujoco.MjData, camera: str, lock: contextlib.AbstractContextManager[object]
     ) -> np.ndarray:
-        """Draw one camera of the state in `data`, which is read under `lock`: (480, 640, 3) uint8 RGB."""
+        """Draw one camera of the state in `data`, which is read under `lock`: (H, W, 3) uint8 RGB."""
         renderer, copy = self._open()
         with lock:
             copy.qpos[:] = data.qpos

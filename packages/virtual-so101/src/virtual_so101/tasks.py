@@ -169,8 +169,9 @@ def _sort(arms: int) -> Task:
         while True:
             placed: dict[str, Placement] = {}
             for name in names:
-                spot = (float(rng.uniform(0.15, 0.255)), float(rng.uniform(-0.10, 0.10)), _yaw(rng))
                 base = layout.bases[0 if name.startswith("red") else 1]
+                x, y = float(rng.uniform(0.15, 0.255)), float(rng.uniform(-0.10, 0.10))
+                spot = (x, y, _yaw(rng, x, y - base[1]))
                 apart = all(_distance(spot, other) >= _CLEARANCE for other in placed.values())
                 if not (_reachable(spot, base) and apart):
                     break
@@ -217,16 +218,17 @@ def _in_work_area(rng: np.random.Generator, y_center: float, shrink: float = 0.0
     while True:
         x = float(rng.uniform(0.15 + shrink, 0.30 - shrink))
         y = float(rng.uniform(y_center - 0.08 + shrink, y_center + 0.08 - shrink))
-        # Turned against the arm's heading by less than an eighth turn: which way to grasp is never a toss-up.
-        heading = float(np.arctan2(y - y_center, x - _PAN_AXIS))
-        spot = (x, y, heading + float(rng.uniform(-_TURN, _TURN)))
+        spot = (x, y, _yaw(rng, x, y - y_center))
         if _reachable(spot, (0.0, y_center, 0.0)):
             return spot
 
 
-def _yaw(rng: np.random.Generator) -> float:
-    # A cube looks the same after a quarter turn.
-    return float(rng.uniform(-np.pi / 4.0, np.pi / 4.0))
+def _yaw(rng: np.random.Generator, x: float, y: float) -> float:
+    """A turn at a spot in the frame of the base of the arm that is to grasp there.
+
+    Against the arm's heading it is less than an eighth turn: which way to grasp is never a toss-up.
+    """
+    return float(np.arctan2(y, x - _PAN_AXIS)) + float(rng.uniform(-_TURN, _TURN))
 
 
 def _reachable(spot: Placement, base: tuple[float, float, float]) -> bool:

@@ -44,7 +44,13 @@ class World:
     """
 
     def __init__(
-        self, task: str = "lift", arms: int | None = None, *, seed: int = 0, randomize: bool = True
+        self,
+        task: str = "lift",
+        arms: int | None = None,
+        *,
+        seed: int = 0,
+        randomize: bool = True,
+        shrink: int = 1,
     ) -> None:
         self.task: Task = get_task(task, arms)
         self.n_arms = self.task.arms
@@ -55,7 +61,7 @@ class World:
         self.randomize = randomize
         self._lock = threading.RLock()
         self._looks = Looks.of(self.model, self.task.layout)
-        self._renderer = SceneRenderer(self.model)
+        self._renderer = SceneRenderer(self.model, shrink=shrink)
         self._index_joints()
         # Goal of each servo and the moving set-point behind it, model angles, (n_arms * 6,).
         self._goal = np.zeros(6 * self.n_arms)
@@ -238,7 +244,7 @@ class World:
     # Cameras
 
     def render(self, camera: str) -> np.ndarray:
-        """What a camera sees now: (480, 640, 3) uint8 RGB.
+        """What a camera sees now: (480, 640, 3) uint8 RGB, or as much smaller as the world was asked to draw.
 
         Raises:
             ValueError: when there is no such camera.
