@@ -54,8 +54,8 @@ def _episode(
     history: deque[dict[str, Any]] = deque(maxlen=max(1, policy.spec.n_obs_steps - 1))
     chunk: list[np.ndarray] = []
     for step in range(limit):
-        # A policy that looks at one tick only is asked for nothing between two chunks: the pictures need not be drawn.
-        obs = _observation(world, arms) if not chunk or policy.spec.n_obs_steps > 1 else None
+        # Drawn are the ticks that the next request shows.
+        obs = _observation(world, arms) if len(chunk) < policy.spec.n_obs_steps else None
         if not chunk:
             assert obs is not None
             past = tuple(history) if policy.spec.n_obs_steps > 1 else ()
