@@ -5,7 +5,7 @@
 
 Nearly all of a training step is the ResNet on the images. With its feature maps instead of images a step of Diffusion is
 a hundred times cheaper, and what is left to learn is the part that is Diffusion's own; with those of the ResNet's first
-half a step of ACT costs a third, and the half that is left can still learn. The checkpoint is an ordinary one.
+half a step of ACT takes half the time, and the half that is left can still learn. The checkpoint is an ordinary one.
 """
 
 import json
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from grasp_cube.training.frames import Frames
 
-__all__ = ["FEATURES", "adopt_backbone", "encode_features", "freeze_stem", "load_features"]
+__all__ = ["FEATURES", "adopt_backbone", "encode_features", "finish_features", "freeze_stem", "load_features"]
 
 # What stands in a batch in place of "observation.images".
 FEATURES = "observation.features"
@@ -66,17 +66,29 @@ def adopt_backbone(policy: Any, folder: Path) -> nn.Module:
 def freeze_stem(policy: Any) -> nn.Module:
     """Freezes the first half of an ACT's ResNet; that half.
 
-    From here on the ResNet takes images as before, and feature maps of that half for the rest.
+    From here on the ResNet takes images as before, and what `finish_features` gives for what it would make of them.
     """
     backbone = policy.model.backbone
-    stem = nn.Sequential(*(backbone[name] for name in _STEM))
-    rest = nn.Sequential(*(backbone[name] for name in _REST))
+    whole = backbone.forward
 
     def forward(inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"feature_map": rest(stem(inputs) if inputs.shape[1] == _RGB else inputs)}
+        return whole(inputs) if inputs.shape[1] == _RGB else {"feature_map": inputs}
 
     backbone.forward = forward
-    return _frozen(stem)
+    return _frozen(nn.Sequential(*(backbone[name] for name in _STEM)))
+
+
+def finish_features(policy: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """{camera: (B, 512, h, w)}, what the other half of an ACT's ResNet makes of the frozen one's feature maps.
+
+    All cameras go through it together: a few small maps are too little work for one convolution.
+    """
+    cameras = list(policy.config.image_features)
+    maps = torch.cat([batch[f"{FEATURES}.{camera}"].float() for camera in cameras])
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    for name in _REST:
+        maps = policy.model.backbone[name](maps)
+    return dict(zip(cameras, maps.chunk(len(cameras)), strict=True))
 
 
 def _frozen(module: nn.Module) -> nn.Module:
@@ -93,6 +105,9 @@ def load_features(frames: Frames, frozen: nn.Module, preprocessor: Any, cache: P
     }
     index = cache / "features.json"
     fresh = not index.is_file() or json.loads(index.read_text()) != wanted
+    if fresh:
+        # Whatever ends the next minutes: feature maps of two kinds are never taken for those of one.
+        index.unlink(missing_ok=True)
     features: dict[str, np.ndarray] = {}
     for camera in frames.images:
         file = cache / f"{camera}.features.npy"

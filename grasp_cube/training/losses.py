@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grasp_cube.training.backbone import FEATURES, encode_features
+from grasp_cube.training.backbone import FEATURES, encode_features, finish_features
 
 __all__ = ["policy_loss"]
 
@@ -20,12 +20,7 @@ def policy_loss(policy: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     config = policy.config
     encoded = any(name.startswith(FEATURES) for name in batch)
     if config.type != "diffusion":
-        if encoded:
-            batch = batch | {
-                camera: batch[f"{FEATURES}.{camera}"].float().contiguous(memory_format=torch.channels_last)
-                for camera in config.image_features
-            }
-        return policy.forward(batch)[0]
+        return policy.forward(batch | finish_features(policy, batch) if encoded else batch)[0]
     model = policy.diffusion
     actions = batch["action"]
     if encoded:

@@ -46,7 +46,7 @@ class TrainConfig:
     backbone: str | None = None
     # Checkpoint of the same type and form, an ACT also for another robot, whose weights the run begins with; default: random ones.
     start_from: str | None = None
-    # Keep the first half of the ResNet of --start-from as it is (act only); a step then costs a third.
+    # Keep the first half of the ResNet of --start-from as it is (act only); a step then takes half the time.
     freeze_stem: bool = False
     # Peak of the learning rate, reached after the warm-up; it then falls to zero as a cosine.
     learning_rate: float = 2e-4

@@ -219,6 +219,40 @@ def test_the_first_half_of_the_resnet_stays_and_the_other_learns(
     assert policy_loss(trainer.policy, encoded).item() == pytest.approx(images.item(), rel=0.05)
 
 
+def test_feature_maps_of_an_interrupted_run_are_made_again(
+    act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights began to replace them and were ended: the first ones find none of theirs in their place."""
+    from grasp_cube.training import backbone
+    from grasp_cube.training.frames import load_frames
+    from grasp_cube.training.trainer import Trainer
+
+    options: dict[str, Any] = {"chunk": 10, "start_from": act[0].out, "augment": False, "freeze_stem": True}
+    config = small(recording, tmp_path / "more", **options)
+    frames = load_frames(recording, config.run / "frames", 32, 40, "stretch")
+
+    def encoded(seed: int) -> dict[str, Any]:
+        trainer = Trainer(dataclasses.replace(config, seed=seed), frames)
+        trainer.encode_frames()
+        assert trainer._features is not None
+        return {name: maps[:3].copy() for name, maps in trainer._features.items()}
+
+    first = encoded(0)
+    fill = backbone._fill
+
+    def dies_at_the_second(frames: Any, camera: str, *rest: Any) -> None:
+        if camera != next(iter(frames.images)):
+            raise KeyboardInterrupt
+        fill(frames, camera, *rest)
+
+    monkeypatch.setattr(backbone, "_fill", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(1)
+    monkeypatch.undo()
+    again = encoded(0)
+    assert all((again[name] == maps).all() for name, maps in first.items())
+
+
 def test_a_frozen_half_without_weights_to_keep_is_refused(recording: Path, tmp_path: Path) -> None:
     """Nor goes it with images that change from epoch to epoch."""
     with pytest.raises(ValueError, match="--start-from"):
