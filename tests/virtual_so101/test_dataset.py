@@ -94,14 +94,14 @@ def test_an_episode_after_a_missed_grasp_begins_with_empty_jaws(no_pictures: Non
 
 def test_two_arms_miss_each_of_their_cubes(no_pictures: None) -> None:
     """What lies between two misses is an episode: each goes on where the arms are, and all together sort the cubes."""
-    world = World("sort", seed=300000)
+    world = World("sort", seed=300001)
     episodes = record_episode(world, missed=True)
     assert world.success()
     assert len(episodes) == 4
     starts = np.array([frames[0].state for frames in episodes])
     # Left, right, left, right: the arm that missed is away from where it starts, with shut jaws.
     for number, state in enumerate(starts):
-        assert state[5 if number % 2 == 0 else 11] < starts[0][11] - 15.0
+        assert state[5 if number % 2 == 0 else 11] < starts[0][11] - 20.0
     assert len({frames[0].action.shape for frames in episodes}) == 1
 
 
