@@ -16,11 +16,13 @@ import torch
 from env_client.wire.images import Resize, resize_image
 from tqdm import tqdm
 
-__all__ = ["Frames", "load_frames"]
+__all__ = ["Frames", "before_grasps", "load_frames"]
 
 _ACTION, _STATE = "action", "observation.state"
 # The one decoder that needs no FFmpeg of the system: LeRobot's default looks for one and warns at length.
 _DECODER = "pyav"
+# The way to a grasp, seconds, and what belongs to it of the time after the gripper is half shut.
+_BEFORE, _AFTER = 2.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,26 @@ def load_frames(root: Path, cache: Path, height: int, width: int, resize: Resize
         starts=np.asarray(meta.episodes["dataset_from_index"]),
         ends=np.asarray(meta.episodes["dataset_to_index"]),
     )
+
+
+def before_grasps(frames: Frames) -> list[tuple[int, int]]:
+    """The stretches of frames, (first, last + 1), in which an arm comes to where its gripper shuts; they may overlap.
+
+    A gripper is the joint that is named so, and shut below the middle of what its actions are in the whole dataset.
+    """
+    before, after = round(_BEFORE * frames.meta.fps), round(_AFTER * frames.meta.fps)
+    found = []
+    for number, name in enumerate(frames.meta.features[_ACTION]["names"] or ()):
+        if "gripper" not in name:
+            continue
+        jaw = frames.actions[:, number]
+        shut = jaw < (jaw.min() + jaw.max()) / 2.0
+        for at in np.flatnonzero(shut[1:] & ~shut[:-1]) + 1:
+            episode = int(np.searchsorted(frames.ends, at, side="right"))
+            first, last = int(frames.starts[episode]), int(frames.ends[episode])
+            if at > first:
+                found.append((max(first, int(at) - before), min(last, int(at) + after)))
+    return sorted(found)
 
 
 def _fill(dataset: Any, camera: str, file: Path, shape: tuple[int, ...], resize: Resize) -> None:

@@ -54,6 +54,8 @@ class TrainConfig:
     warmup: int = 100
     # Random brightness and shifts of the images by up to 1.5 % of their size.
     augment: bool = True
+    # How often the frames of the two seconds before a gripper shuts are drawn, where others are drawn once.
+    repeat_grasps: int = 1
     # Arithmetic of the forward pass: bfloat16 or float32; the weights stay float32.
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     # cpu, cuda or mps.
@@ -85,7 +87,7 @@ class TrainConfig:
             raise ValueError(
                 "--freeze-stem goes with --type act --start-from CHECKPOINT --no-augment: the frames are encoded once"
             )
-        for name in ("steps", "batch_size", "chunk", "width", "save_every"):
+        for name in ("steps", "batch_size", "chunk", "width", "save_every", "repeat_grasps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = "--" + name.replace("_", "-")

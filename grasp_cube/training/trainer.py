@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from grasp_cube.training.augment import augment_images
 from grasp_cube.training.backbone import FEATURES, adopt_backbone, freeze_stem, load_features
-from grasp_cube.training.frames import Frames
+from grasp_cube.training.frames import Frames, before_grasps
 from grasp_cube.training.losses import policy_loss
 from grasp_cube.training.small_policies import (
     DEFAULT_CHUNK,
@@ -79,6 +79,9 @@ class Trainer:
         self.policy = new_policy(self.policy_config)
         self.processors = make_pre_post_processors(self.policy_config, dataset_stats=frames.meta.stats)
         self.optimizer = self.policy_config.get_optimizer_preset().build(self.policy.get_optim_params())
+        for group in self.optimizer.param_groups:
+            # One pass over the weights instead of one for each operation: a step of it takes a fifth of the time.
+            group["fused"], group["foreach"] = True, False
         warmup = min(config.warmup, config.steps // 10)
         scheduler = DiffuserSchedulerConfig(name="cosine", num_warmup_steps=warmup)
         self.scheduler = scheduler.build(self.optimizer, config.steps)
@@ -92,6 +95,7 @@ class Trainer:
         elif self.config.start_from is not None:
             _start_from(self.policy, Path(self.config.start_from))
         self.policy.to(memory_format=torch.channels_last)
+        _lay_out_as_weights(self.optimizer)
         self.encode_frames()
         batches = self._batches(len(self.losses))
         if not self.losses and self._features is None and self.config.start_from is None:
@@ -134,8 +138,13 @@ class Trainer:
 
     def _batches(self, step: int, size: int = 0) -> Iterator[list[int]]:
         """Frame numbers of the batches from `step` on: the same ones whether the run was interrupted or not."""
+        # To the sampler a stretch that is to be drawn again is one more episode.
+        again = before_grasps(self.frames) * (self.config.repeat_grasps - 1)
         sampler = EpisodeAwareSampler(
-            self.frames.starts.tolist(), self.frames.ends.tolist(), shuffle=True, seed=self.config.seed
+            [*self.frames.starts.tolist(), *(start for start, _ in again)],
+            [*self.frames.ends.tolist(), *(end for _, end in again)],
+            shuffle=True,
+            seed=self.config.seed,
         )
         size = min(size or self.config.batch_size, len(sampler))
         sampler.load_state_dict(compute_sampler_state(step, len(sampler), size, 1))
@@ -217,6 +226,14 @@ def recover(state: Path) -> None:
 
 def _old(state: Path) -> Path:
     return state.with_name("state.old")
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments that were read from a file the memory order of their weights, which the fused kernel takes for granted."""
+    for weight, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if value.shape == weight.shape:
+                entry[name] = torch.empty_like(weight).copy_(value)
 
 
 def _contiguous(state: dict[str, Any]) -> dict[str, Any]:

@@ -81,18 +81,21 @@ def test_a_missing_tensor_is_an_error(act: tuple[TrainConfig, dict[str, Any]], t
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     act: tuple[TrainConfig, dict[str, Any]], recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended after two of three steps and resumed, it sees the same samples and reaches the same losses."""
+    """Ended after one of three steps and resumed, it sees the same samples and reaches the same losses and weights."""
+    import torch
+    from safetensors.torch import load_file
+
     from grasp_cube.training.trainer import Trainer
 
     config = small(recording, tmp_path / "again", chunk=10)
     step = Trainer._step
 
-    def dies_at_the_third(trainer: Trainer, batch: Any) -> float:
-        if len(trainer.losses) == 2:
+    def dies_at_the_second(trainer: Trainer, batch: Any) -> float:
+        if len(trainer.losses) == 1:
             raise KeyboardInterrupt
         return step(trainer, batch)
 
-    monkeypatch.setattr(Trainer, "_step", dies_at_the_third)
+    monkeypatch.setattr(Trainer, "_step", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         train_checkpoint(config)
     monkeypatch.undo()
@@ -103,6 +106,36 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     train_checkpoint(dataclasses.replace(config, resume=True))
     whole = json.loads((act[0].run / "state" / "losses.json").read_text())
     assert json.loads((config.run / "state" / "losses.json").read_text()) == pytest.approx(whole, rel=1e-4)
+    # A step changes a weight by up to 2e-4.
+    runs = [load_file(c.run / "state" / "policy" / "model.safetensors") for c in (act[0], config)]
+    for name, tensor in runs[0].items():
+        torch.testing.assert_close(runs[1][name], tensor, rtol=0.0, atol=1e-6, msg=name)
+
+
+def test_the_way_to_a_grasp_is_drawn_more_often(recording: Path, tmp_path: Path) -> None:
+    """The two seconds before the jaws shut, three times in each pass over the frames; every other frame once."""
+    from collections import Counter
+
+    from grasp_cube.training.frames import before_grasps, load_frames
+    from grasp_cube.training.trainer import Trainer
+
+    frames = load_frames(recording, tmp_path / "frames", 32, 40, "stretch")
+    stretches = before_grasps(frames)
+    assert len(stretches) == len(frames.starts)
+    for (first, last), start, end in zip(stretches, frames.starts, frames.ends, strict=True):
+        assert start <= first < last <= end
+        jaw = frames.actions[first:last, 5]
+        assert jaw[0] > 35
+        assert jaw[-1] < 25
+        assert last - first <= 66
+    trainer = Trainer(small(recording, tmp_path / "act", chunk=10, repeat_grasps=3), frames)
+    drawn: Counter[int] = Counter()
+    for batch in trainer._batches(0):
+        drawn.update(batch)
+        if drawn.total() >= len(frames.actions) + 2 * sum(last - first for first, last in stretches):
+            break
+    often = {frame for first, last in stretches for frame in range(first, last)}
+    assert drawn == {frame: 3 if frame in often else 1 for frame in range(len(frames.actions))}
 
 
 def test_a_run_ended_while_it_replaced_its_state_keeps_the_last_one(tmp_path: Path) -> None:

@@ -11,18 +11,23 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
+from env_client.wire import RemoteError
 
-from virtual_so101.calibration import JOINTS, ArmCalibration
+from virtual_so101.calibration import JOINTS
 from virtual_so101.expert import TICK, Misses, expert
 from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.kinematics import UnreachableError
+from virtual_so101.learner import Learner, served, until_it_fails
 from virtual_so101.recorder import Frame, Recorder, RecordingError
 from virtual_so101.rendering import RenderingUnavailableError
 from virtual_so101.scene import HEIGHT, WIDTH
-from virtual_so101.tasks import TASKS, get_task
+from virtual_so101.tasks import TASKS, Task, get_task
 from virtual_so101.world import World
 
 __all__ = ["joint_names", "main", "record", "record_episode"]
@@ -34,6 +39,8 @@ _FIRST_SEED = 100_000
 _NOISE_TIME = 0.4
 # A stretch between two misses that is shorter, in ticks, is not worth an episode.
 _SHORT = 10
+# How long a learner's server may be away at the start, seconds.
+_CONNECT_S = 60.0
 # More failures than this in a row are no bad luck.
 _MAX_FAILURES = 25
 
@@ -64,15 +71,12 @@ def record_episode(
         missed: before each grasp comes one that misses the cube, whose own frames are left out: what is learnt is to
             try again, not to miss.
     """
-    calibrations = [
-        ArmCalibration.of_limits(world.joint_lower, world.joint_upper, arm) for arm in range(world.n_arms)
-    ]
     misses = Misses(np.random.default_rng([world.seed, 2])) if missed else None
     episodes: list[list[Frame]] = [[]]
     disturbance = _disturbance(world, noise)
     try:
         for goals in expert(world, misses):
-            pairs = list(enumerate(calibrations))
+            pairs = list(enumerate(world.calibrations))
             action = np.concatenate([c.to_normalized(goals[6 * arm : 6 * arm + 6]) for arm, c in pairs])
             action = action.astype(np.float32)
             if misses is not None and misses.under_way:
@@ -91,24 +95,30 @@ def record_episode(
     return [frames for frames in episodes if len(frames) > _SHORT] if world.success() else []
 
 
-def record(recorder: Recorder, world: World, episodes: int) -> Iterator[int]:
-    """Record until the dataset holds so many episodes; yields after each try how many it gave."""
+def record(recorder: Recorder, world: World, episodes: int, learner: Learner | None = None) -> Iterator[int]:
+    """Record until the dataset holds so many episodes; yields after each try how many it gave.
+
+    With a `learner` the expert begins where that one has failed; an episode that the learner solves gives nothing.
+    """
     settings = recorder.provenance.settings
     size = tuple(settings["image_size"])
     failures = 0
     while recorder.episodes < episodes:
         seed = recorder.provenance.next_seed
         world.reset(seed)
-        found = record_episode(
-            world,
-            size=None if size == (HEIGHT, WIDTH) else size,
-            resize=settings["resize"],
-            noise=settings["noise"],
-            missed=settings.get("missed_grasp", False),
-        )
+        found: list[list[Frame]] = []
+        solved = learner is not None and not until_it_fails(world, learner.work(world))
+        if not solved:
+            found = record_episode(
+                world,
+                size=None if size == (HEIGHT, WIDTH) else size,
+                resize=settings["resize"],
+                noise=settings["noise"],
+                missed=settings.get("missed_grasp", False),
+            )
         if not found:
             recorder.drop(seed)
-            failures += 1
+            failures += not solved
             if failures > _MAX_FAILURES:
                 raise RecordingError(f"The expert failed {failures} times in a row, last with seed {seed}.")
         else:
@@ -127,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return _run(args)
-    except (RecordingError, RenderingUnavailableError, ValueError) as error:
+    except (RecordingError, RenderingUnavailableError, ValueError, ConnectionLost, RemoteError) as error:
         print(f"make_virtual_dataset: {error}", file=sys.stderr)
         return 1
 
@@ -154,6 +164,19 @@ def _run(args: argparse.Namespace) -> int:
         settings["missed_grasp"] = True
     if args.shrink != 1:
         settings["shrink"] = args.shrink
+    with ExitStack() as stack:
+        learner = None
+        if args.learner is not None:
+            policy = stack.enter_context(WebsocketClientPolicy(args.learner, connect_timeout_s=_CONNECT_S))
+            learner = served(policy)
+            settings["learner"] = learner.name
+        return _record_all(args, task, settings, learner)
+
+
+def _record_all(
+    args: argparse.Namespace, task: Task, settings: dict[str, Any], learner: Learner | None
+) -> int:
+    size = args.image_size
     recorder = Recorder(
         args.root,
         settings,
@@ -170,7 +193,7 @@ def _run(args: argparse.Namespace) -> int:
         from tqdm import tqdm
 
         with tqdm(total=args.episodes, initial=recorder.episodes, unit="episode", desc=args.task) as bar:
-            for kept in record(recorder, world, args.episodes):
+            for kept in record(recorder, world, args.episodes, learner):
                 bar.update(kept)
                 bar.set_postfix(
                     seed=recorder.provenance.next_seed - 1, dropped=len(recorder.provenance.dropped)
@@ -260,6 +283,12 @@ def _parser() -> argparse.ArgumentParser:
         "--missed-grasp",
         action="store_true",
         help="each grasp comes after one that missed, which is left out: what follows is an episode of its own",
+    )
+    parser.add_argument(
+        "--learner",
+        metavar="URL",
+        help="a served policy (serve_policy), ws://127.0.0.1:8000: it works until it fails, and what the expert does from "
+        "there is recorded; an episode that it solves is not",
     )
     parser.add_argument("--crf", type=int, default=23, help="H.264 quality, 0 (best) to 51")
     parser.add_argument(

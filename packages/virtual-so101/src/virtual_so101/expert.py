@@ -15,10 +15,10 @@ import numpy as np
 
 from virtual_so101.kinematics import ArmKinematics, GraspPose, UnreachableError
 from virtual_so101.scene import CUBE_EDGE
-from virtual_so101.tasks import goal_slots
+from virtual_so101.tasks import goal_slots, on_its_mat
 from virtual_so101.world import World
 
-__all__ = ["MAX_GOAL_SPEED", "TICK", "Misses", "expert", "run_episode"]
+__all__ = ["MAX_GOAL_SPEED", "TICK", "EmptyJaws", "Misses", "expert", "run_episode"]
 
 # Seconds between two goals.
 TICK = 1.0 / 30.0
@@ -45,6 +45,11 @@ _REST = 0.7
 _MISS_BESIDE, _MISS_TURN = (0.012, 0.035), 0.4
 # Misses drawn until one is within reach.
 _TRIES = 50
+# What the arms of sort take, left arm first; nearer to the middle line, metres, a gripper is in the other one's way.
+_COLORS, _MIDDLE = ("red", "blue"), 0.17
+# Jaws count as shut beyond this goal, rad; when they have been so long, ticks, a cube between them is so
+# near, metres, to the point where it is held, and its centre so high.
+_SHUT_BEYOND, _UP_AFTER, _NEAR, _HELD_UP = -0.6, 25, 0.05, 0.8 * CUBE_EDGE
 _CENTRED = np.zeros(2)
 
 Goals = Generator[np.ndarray, None, None]
@@ -66,7 +71,8 @@ class Misses:
 def expert(world: World, misses: Misses | None = None) -> Iterator[np.ndarray]:
     """The goals that solve the world's task, tick by tick; ends a moment after the last move.
 
-    It begins where the arms are: one that is not in its start pose goes there first, with open jaws.
+    It begins where the arms are: one that is not in its start pose goes there first, with open jaws. Cubes that are sorted
+    stay where they are.
     """
     arms = [_Arm(world, index, misses) for index in range(world.n_arms)]
     plans: list[Goals]
@@ -76,10 +82,10 @@ def expert(world: World, misses: Misses | None = None) -> Iterator[np.ndarray]:
         case "stack":
             plans = [_stack(arms[0])]
         case "sort":
-            centre = _Turn()
+            centre, first = _Turn(), min(arms, key=_Arm.precedence)
             plans = [
-                _sort_side(arms[0], "red", centre, first=True),
-                _sort_side(arms[1], "blue", centre, first=False),
+                _sort_side(arm, color, centre, first=arm is first)
+                for arm, color in zip(arms, _COLORS, strict=True)
             ]
         case other:
             raise ValueError(f"There is no expert for the task {other!r}.")
@@ -118,6 +124,24 @@ class _Turn:
 
     def give(self) -> None:
         self.owner = None
+
+
+class EmptyJaws:
+    """Sees a grasp of one arm come up without a cube."""
+
+    def __init__(self, world: World, arm: int) -> None:
+        self._world, self._arm = world, arm
+        self._kinematics = ArmKinematics(world.model, world.task.layout.prefixes[arm])
+        self._shut = 0
+
+    def come_up(self) -> bool:
+        """To be asked once in every tick: true in the one in which a grasp is known to be empty."""
+        self._shut = self._shut + 1 if self._world.goal(self._arm)[5] < _SHUT_BEYOND else 0
+        if self._shut != _UP_AFTER:
+            return False
+        at, _ = self._kinematics.forward(self._world.positions(self._arm), _FLUSH)
+        cubes = [self._world.cube_position(cube.name) for cube in self._world.task.layout.cubes]
+        return not any(cube[2] > _HELD_UP and np.linalg.norm(cube - at) < _NEAR for cube in cubes)
 
 
 class _Arm:
@@ -185,6 +209,18 @@ class _Arm:
         except UnreachableError:
             return False
         return True
+
+    # What is there
+
+    def precedence(self) -> tuple[bool, int]:
+        """Which arm of sort goes first, the smallest one: who is in the middle, then who has more left to do."""
+        here, _ = self.kinematics.forward(self.goal, _FLUSH)
+        return abs(here[1]) > _MIDDLE, -len(self.waiting(_COLORS[self.index]))
+
+    def waiting(self, color: str) -> list[str]:
+        """The cubes of a colour that are not on their mat."""
+        names = (f"{color}_cube_1", f"{color}_cube_2")
+        return [name for name in names if not on_its_mat(name, self.world.cube_position(name))]
 
     # Skills
 
@@ -278,13 +314,18 @@ def _stack(arm: _Arm) -> Goals:
 
 
 def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
-    if not first:
+    if first:
+        yield from centre.take(arm)
+        yield from arm.ready()
+    else:
         # The other arm begins; asking one tick later settles who does.
         yield arm.goal
+        yield from arm.ready()
     side = math.copysign(1.0, goal_slots(color)[0][1])
-    left = [f"{color}_cube_1", f"{color}_cube_2"]
-    for slot in goal_slots(color):
-        yield from centre.take(arm)
+    left = arm.waiting(color)
+    for slot in _free_slots(arm, color, len(left)):
+        if centre.owner != arm.index:
+            yield from centre.take(arm)
         # The one further out, by what is seen: cubes of a colour look the same, and so no name can tell which is next.
         cube = max(left, key=lambda name: side * arm.world.cube_position(name)[1])
         left.remove(cube)
@@ -299,6 +340,17 @@ def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
         heading = math.atan2(*(target[:2] - arm.kinematics.pan_axis)[::-1])
         yield from arm.place(cube, target, heading, hover=0.06)
     yield from arm.joints(arm.home)
+
+
+def _free_slots(arm: _Arm, color: str, count: int) -> list[tuple[float, float]]:
+    """So many places on a mat, in their own order, those first that are furthest from the cubes that lie there."""
+    names = {f"{color}_cube_1", f"{color}_cube_2"} - set(arm.waiting(color))
+    there = [arm.world.cube_position(name)[:2] for name in names]
+
+    def taken(slot: tuple[float, float]) -> float:
+        return -min((float(np.hypot(*(cube - slot))) for cube in there), default=math.inf)
+
+    return sorted(goal_slots(color), key=taken)[:count]
 
 
 def _raised(point: np.ndarray, height: float) -> np.ndarray:

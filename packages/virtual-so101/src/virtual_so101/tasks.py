@@ -18,7 +18,7 @@ import numpy as np
 
 from virtual_so101.scene import CUBE_EDGE, Cube, Layout, Mat
 
-__all__ = ["TASKS", "Placement", "State", "Task", "get_task", "goal_slots"]
+__all__ = ["TASKS", "Placement", "State", "Task", "get_task", "goal_slots", "on_its_mat"]
 
 # Where every episode starts, rad, zero = mid range: the gripper over the near edge of the work area, half open.
 _START = (0.0, -1.15, 1.0, 1.3, 0.05, -0.2)
@@ -110,6 +110,13 @@ def goal_slots(color: str) -> tuple[tuple[float, float], ...]:
     return ((x + 0.03, side * y), (x - 0.03, side * y))
 
 
+def on_its_mat(name: str, position: np.ndarray) -> bool:
+    """Whether a cube's centre (3,), metres, lies within the mat of its colour."""
+    side = 1.0 if name.startswith("red") else -1.0
+    off = np.abs(position[:2] - [_MAT_CENTER[0], side * _MAT_CENTER[1]])
+    return bool(np.all(off <= _MAT_HALF)) and bool(position[2] < CUBE_EDGE)
+
+
 _MAT_CENTER, _MAT_HALF = (0.16, 0.30), (0.065, 0.055)
 
 
@@ -181,11 +188,9 @@ def _sort(arms: int) -> Task:
 
     def condition(state: State) -> bool:
         for name in names:
-            position = state.cube_position(name)
-            side = 1.0 if name.startswith("red") else -1.0
-            off = np.abs(position[:2] - [_MAT_CENTER[0], side * _MAT_CENTER[1]])
-            on_mat = bool(np.all(off <= _MAT_HALF)) and position[2] < CUBE_EDGE
-            if not on_mat or state.held(name) or state.cube_speed(name) >= REST_SPEED:
+            if not on_its_mat(name, state.cube_position(name)):
+                return False
+            if state.held(name) or state.cube_speed(name) >= REST_SPEED:
                 return False
         return True
 

@@ -16,7 +16,7 @@ import threading
 import mujoco
 import numpy as np
 
-from virtual_so101.calibration import JOINTS
+from virtual_so101.calibration import JOINTS, ArmCalibration
 from virtual_so101.looks import Looks
 from virtual_so101.rendering import SceneRenderer
 from virtual_so101.scene import CUBE_EDGE, STALL_TORQUE, TIMESTEP, build
@@ -40,6 +40,7 @@ class World:
         n_arms: 1 or 2; arm 0 is the left or only one, 1 the right one.
         camera_names: ("front", "wrist") or ("front", "left_wrist", "right_wrist").
         joint_lower, joint_upper: (6,) mechanical limits, rad, the same for every arm.
+        calibrations: each arm's, as LeRobot's driver has it.
         seed: the seed of the running episode.
     """
 
@@ -85,6 +86,9 @@ class World:
         self._middle = (self._lower + self._upper) / 2.0
         self.joint_lower = (self._lower - self._middle)[:6]
         self.joint_upper = (self._upper - self._middle)[:6]
+        self.calibrations = tuple(
+            ArmCalibration.of_limits(self.joint_lower, self.joint_upper, arm) for arm in range(self.n_arms)
+        )
         self._gain = model.actuator_gainprm[self._actuators].copy()
         self._bias = model.actuator_biasprm[self._actuators].copy()
         self._cubes = {cube.name: model.body(cube.name).id for cube in self.task.layout.cubes}
