@@ -18,7 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @needs_gl
-@pytest.mark.parametrize("checkpoint", ["lift_act", "lift_diffusion", "stack_act"])
+@pytest.mark.parametrize("checkpoint", ["lift_act", "lift_diffusion", "sort_act", "stack_act"])
 def test_the_shipped_checkpoints_solve_their_task_over_the_wire_and_in_process(
     tmp_path: Path, checkpoint: str
 ) -> None:

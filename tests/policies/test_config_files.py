@@ -28,7 +28,7 @@ def test_the_shipped_tasks_fit_their_embodiments(name, dim, cameras):
     assert task.prompt
 
 
-@pytest.mark.parametrize("task", ["lift", "stack"])
+@pytest.mark.parametrize("task", ["lift", "sort", "stack"])
 def test_a_task_names_its_checkpoint_from_anywhere(monkeypatch, tmp_path, task):
     """Relative to the project's root, also when the command runs elsewhere."""
     monkeypatch.chdir(tmp_path)
