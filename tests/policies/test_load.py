@@ -15,6 +15,8 @@ from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.load import load_policy
 from grasp_cube.policies.policy import PolicyError
 
+ROOT = Path(__file__).parents[2]
+
 
 def refusal(path, **options) -> str:
     """The sentence with which loading ends."""
@@ -257,8 +259,11 @@ def test_an_unknown_task_lists_the_known_ones(act):
     assert "lift, sort, stack" in message
 
 
-def test_a_task_without_a_checkpoint_asks_for_one():
-    assert "--policy.path" in refusal(None, task="sort")
+def test_a_task_without_a_checkpoint_asks_for_one(tmp_path):
+    task = tmp_path / "fold.yaml"
+    text = (ROOT / "configs" / "tasks" / "sort.yaml").read_text()
+    task.write_text(text.replace("checkpoint: checkpoints/sort_act", "checkpoint: null"))
+    assert "name one with --policy.path" in refusal(None, task=str(task))
 
 
 def test_an_embodiment_of_another_size_says_both_numbers(act):
