@@ -12,7 +12,7 @@ import expert_runs
 import numpy as np
 import pytest
 from expert_runs import failures
-from virtual_so101.expert import MAX_GOAL_SPEED, TICK, expert
+from virtual_so101.expert import MAX_GOAL_SPEED, TICK, expert, follow
 from virtual_so101.kinematics import ArmKinematics, GraspPose, UnreachableError
 from virtual_so101.world import World
 
@@ -55,9 +55,7 @@ def test_goals_are_smooth_and_within_limits(task: str) -> None:
     for goal in expert(world):
         assert goal.shape == (6 * world.n_arms,)
         goals.append(goal)
-        for arm in range(world.n_arms):
-            world.set_goal(arm, goal[6 * arm : 6 * arm + 6])
-        world.step(TICK)
+        follow(world, goal)
     path = np.array([np.concatenate(world.task.start_poses), *goals])
     assert np.abs(np.diff(path, axis=0)).max() / TICK <= MAX_GOAL_SPEED + 1e-9 < 1.5
     assert np.all(path <= np.tile(world.joint_upper, world.n_arms))
@@ -75,9 +73,7 @@ def test_what_is_sorted_next_can_be_seen() -> None:
         waiting = {name: world.cube_position(name)[1] for name in _SORTED}
         raised: dict[str, str] = {}
         for goal in expert(world):
-            for arm in range(2):
-                world.set_goal(arm, goal[6 * arm : 6 * arm + 6])
-            world.step(TICK)
+            follow(world, goal)
             for name in waiting:
                 if world.cube_position(name)[2] > 0.05:
                     raised.setdefault(name.split("_")[0], name)
@@ -99,8 +95,7 @@ def test_an_episode_repeats_bit_for_bit() -> None:
         goals, states = [], []
         for goal in expert(world):
             goals.append(goal)
-            world.set_goal(0, goal)
-            world.step(TICK)
+            follow(world, goal)
             states.append(world.data.qpos.copy())
         return np.array(goals), np.array(states)
 

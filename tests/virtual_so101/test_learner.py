@@ -13,22 +13,15 @@ from numpy_policy import write_checkpoint
 from serving_parts import serving
 from virtual_so101 import dataset
 from virtual_so101.dataset import main
-from virtual_so101.expert import MAX_GOAL_SPEED, TICK, EmptyJaws, Misses, expert
+from virtual_so101.expert import MAX_GOAL_SPEED, TICK, EmptyJaws, Misses, expert, follow
 from virtual_so101.learner import until_it_fails
 from virtual_so101.world import World
-
-
-def tick(world: World, goals: np.ndarray) -> None:
-    """One tick in which every arm gets its goals."""
-    for arm in range(world.n_arms):
-        world.set_goal(arm, goals[6 * arm : 6 * arm + 6])
-    world.step(TICK)
 
 
 def ticks(world: World, misses: Misses | None) -> Iterator[None]:
     """The expert in the place of a policy: one that misses, or one that does not."""
     for goals in expert(world, misses):
-        tick(world, goals)
+        follow(world, goals)
         yield
 
 
@@ -39,7 +32,7 @@ def after_misses(world: World, count: int) -> None:
         over += before and not misses.under_way
         if over == count:
             return
-        tick(world, goals)
+        follow(world, goals)
         before = misses.under_way
     raise AssertionError(f"only {over} misses")
 
@@ -53,7 +46,7 @@ def test_the_expert_goes_on_from_where_another_failed(misses: int) -> None:
     for goals in expert(world):
         assert np.abs(goals - last).max() / TICK <= MAX_GOAL_SPEED + 1e-3
         last = goals
-        tick(world, goals)
+        follow(world, goals)
     assert world.success()
 
 
@@ -61,12 +54,12 @@ def test_what_is_sorted_stays_where_it_is() -> None:
     """An expert that finds its work done goes home and ends."""
     world = World("sort", seed=0)
     for goals in expert(world):
-        tick(world, goals)
+        follow(world, goals)
     cubes = [cube.name for cube in world.task.layout.cubes]
     before = np.array([world.cube_position(name) for name in cubes])
     count = 0
     for goals in expert(world):
-        tick(world, goals)
+        follow(world, goals)
         count += 1
     assert count * TICK < 5.0
     after = np.array([world.cube_position(name) for name in cubes])
@@ -79,14 +72,14 @@ def test_a_grasp_that_comes_up_empty_is_seen(task: str) -> None:
     world = World(task, seed=3)
     jaws = [EmptyJaws(world, arm) for arm in range(world.n_arms)]
     for goals in expert(world):
-        tick(world, goals)
+        follow(world, goals)
         assert [jaw.come_up() for jaw in jaws] == [False] * world.n_arms
     assert world.success()
 
     world.reset(3)
     misses, seen = Misses(np.random.default_rng(1)), 0
     for goals in expert(world, misses):
-        tick(world, goals)
+        follow(world, goals)
         came_up = sum([jaw.come_up() for jaw in jaws])
         assert misses.under_way or not came_up
         seen += came_up

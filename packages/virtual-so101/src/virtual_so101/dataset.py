@@ -20,7 +20,7 @@ from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPo
 from env_client.wire import RemoteError
 
 from virtual_so101.calibration import JOINTS
-from virtual_so101.expert import TICK, Misses, expert
+from virtual_so101.expert import TICK, Misses, expert, follow
 from virtual_so101.gl import PACKAGES, gl_backend
 from virtual_so101.kinematics import UnreachableError
 from virtual_so101.learner import Learner, served, until_it_fails
@@ -86,10 +86,8 @@ def record_episode(
                 images = {camera: _picture(world, camera, size, resize) for camera in world.camera_names}
                 state = np.concatenate([c.to_normalized(world.positions(arm)) for arm, c in pairs])
                 episodes[-1].append(Frame(images, state.astype(np.float32), action))
-            for arm, calibration in pairs:
-                sent = calibration.from_normalized(action[6 * arm : 6 * arm + 6])
-                world.set_goal(arm, sent + next(disturbance))
-            world.step(TICK)
+            sent = [c.from_normalized(action[6 * arm : 6 * arm + 6]) + next(disturbance) for arm, c in pairs]
+            follow(world, np.concatenate(sent))
     except UnreachableError:
         return []
     return [frames for frames in episodes if len(frames) > _SHORT] if world.success() else []

@@ -1,7 +1,7 @@
 """Scripted experts: they know where the cubes are and solve each task with joint goals alone.
 
 `expert(world)` yields the goals of one 30 Hz tick after the other, (6,) or (12,) rad, left arm first; its
-caller sets them, steps the world by `TICK` and asks for the next. A plan is a chain of smooth moves whose goals
+caller lets the arms `follow` them and asks for the next. A plan is a chain of smooth moves whose goals
 never change faster than `MAX_GOAL_SPEED`; the grasp is always the same one: fingers straight down, the
 fixed jaw towards the base, the jaws square to the cube. With `Misses` each grasp comes after one that goes wrong.
 """
@@ -18,7 +18,7 @@ from virtual_so101.scene import CUBE_EDGE
 from virtual_so101.tasks import goal_slots, on_its_mat
 from virtual_so101.world import World
 
-__all__ = ["MAX_GOAL_SPEED", "TICK", "EmptyJaws", "Misses", "expert", "run_episode"]
+__all__ = ["MAX_GOAL_SPEED", "TICK", "EmptyJaws", "Misses", "expert", "follow", "run_episode"]
 
 # Seconds between two goals.
 TICK = 1.0 / 30.0
@@ -100,12 +100,17 @@ def expert(world: World, misses: Misses | None = None) -> Iterator[np.ndarray]:
         yield np.concatenate([arm.goal for arm in arms])
 
 
+def follow(world: World, goals: np.ndarray) -> None:
+    """One tick in which every arm gets its goals: (6,) or (12,) rad, left arm first."""
+    for arm in range(world.n_arms):
+        world.set_goal(arm, goals[6 * arm : 6 * arm + 6])
+    world.step(TICK)
+
+
 def run_episode(world: World) -> bool:
     """Let the expert work in lock step until it succeeds or the task's time is over; whether it succeeded."""
     for goals in expert(world):
-        for arm in range(world.n_arms):
-            world.set_goal(arm, goals[6 * arm : 6 * arm + 6])
-        world.step(TICK)
+        follow(world, goals)
         if world.success() or world.time >= world.task.duration:
             break
     return world.success()
@@ -219,8 +224,7 @@ class _Arm:
 
     def waiting(self, color: str) -> list[str]:
         """The cubes of a colour that are not on their mat."""
-        names = (f"{color}_cube_1", f"{color}_cube_2")
-        return [name for name in names if not on_its_mat(name, self.world.cube_position(name))]
+        return [name for name in _cubes(color) if not on_its_mat(name, self.world.cube_position(name))]
 
     # Skills
 
@@ -316,14 +320,13 @@ def _stack(arm: _Arm) -> Goals:
 def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
     if first:
         yield from centre.take(arm)
-        yield from arm.ready()
     else:
         # The other arm begins; asking one tick later settles who does.
         yield arm.goal
-        yield from arm.ready()
+    yield from arm.ready()
     side = math.copysign(1.0, goal_slots(color)[0][1])
     left = arm.waiting(color)
-    for slot in _free_slots(arm, color, len(left)):
+    for slot in _free_slots(arm, color, left):
         if centre.owner != arm.index:
             yield from centre.take(arm)
         # The one further out, by what is seen: cubes of a colour look the same, and so no name can tell which is next.
@@ -342,15 +345,18 @@ def _sort_side(arm: _Arm, color: str, centre: _Turn, first: bool) -> Goals:
     yield from arm.joints(arm.home)
 
 
-def _free_slots(arm: _Arm, color: str, count: int) -> list[tuple[float, float]]:
-    """So many places on a mat, in their own order, those first that are furthest from the cubes that lie there."""
-    names = {f"{color}_cube_1", f"{color}_cube_2"} - set(arm.waiting(color))
-    there = [arm.world.cube_position(name)[:2] for name in names]
+def _free_slots(arm: _Arm, color: str, left: list[str]) -> list[tuple[float, float]]:
+    """A place on the mat for each cube that is left, in their own order, those first that are furthest from the cubes that lie there."""
+    there = [arm.world.cube_position(name)[:2] for name in _cubes(color) if name not in left]
 
     def taken(slot: tuple[float, float]) -> float:
         return -min((float(np.hypot(*(cube - slot))) for cube in there), default=math.inf)
 
-    return sorted(goal_slots(color), key=taken)[:count]
+    return sorted(goal_slots(color), key=taken)[: len(left)]
+
+
+def _cubes(color: str) -> tuple[str, str]:
+    return f"{color}_cube_1", f"{color}_cube_2"
 
 
 def _raised(point: np.ndarray, height: float) -> np.ndarray:

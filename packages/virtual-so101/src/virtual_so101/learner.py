@@ -19,7 +19,7 @@ from env_client.websocket_client_policy import WebsocketClientPolicy
 from env_client.wire import PolicySpec
 
 from virtual_so101.calibration import ArmCalibration
-from virtual_so101.expert import TICK, EmptyJaws
+from virtual_so101.expert import EmptyJaws, follow
 from virtual_so101.scene import CUBE_EDGE
 from virtual_so101.world import World
 
@@ -63,9 +63,8 @@ def drive(world: World, spec: PolicySpec, chunks: Chunks, chunk_steps: int | Non
         if obs is not None:
             history.append(obs)
         action = chunk.pop(0)
-        for arm, calibration in enumerate(arms):
-            world.set_goal(arm, calibration.from_normalized(action[6 * arm : 6 * arm + 6]))
-        world.step(TICK)
+        goals = [c.from_normalized(action[6 * arm : 6 * arm + 6]) for arm, c in enumerate(arms)]
+        follow(world, np.concatenate(goals))
         yield
 
 
@@ -102,9 +101,7 @@ def until_it_fails(world: World, ticks: Iterator[None]) -> bool:
     """
     rng = np.random.default_rng([world.seed, 3])
     jaws = [EmptyJaws(world, arm) for arm in range(world.n_arms)]
-    while world.time < world.task.duration or (
-        _carries(world) and world.time < world.task.duration + _LONGER
-    ):
+    while world.time < world.task.duration + (_LONGER if _carries(world) else 0.0):
         next(ticks)
         if world.success():
             return False
