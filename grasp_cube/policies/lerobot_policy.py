@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from env_client.wire import ErrorCode, InvalidInput, PolicySpec, WireError
+from env_client.wire import InvalidInput, PolicySpec
 
 from grasp_cube.policies.chunk import check_chunk
 from grasp_cube.policies.embodiment import Embodiment
@@ -105,18 +105,11 @@ class LeRobotPolicy:
         prompts = [
             self._embodiment.prompt_text(resolve_prompt(request, self.spec) or "") for request in requests
         ]
-        try:
-            with torch.no_grad():
-                with self._arithmetic():
-                    chunk = self._chunk(requests, ticks, prompts)
-                actions = self._postprocessor(chunk[:, : self.spec.horizon].float())
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise WireError(
-                ErrorCode.INTERNAL,
-                f"the GPU ran out of memory with a batch of {len(requests)}: serve with a smaller batch, a smaller "
-                "model or --device cpu",
-            ) from error
+        # The scheduler halves a batch for which the memory does not suffice: that error leaves as it is.
+        with torch.no_grad():
+            with self._arithmetic():
+                chunk = self._chunk(requests, ticks, prompts)
+            actions = self._postprocessor(chunk[:, : self.spec.horizon].float())
         return [
             check_chunk(self._embodiment.convert.actions(one), self.spec) for one in actions.cpu().numpy()
         ]

@@ -19,6 +19,7 @@ from env_client.wire import CameraSpec, ErrorCode, InvalidInput, PolicySpec, Wir
 from grasp_cube.policies.chunk import check_chunk
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.conversions import NO_CONVERSIONS
+from grasp_cube.policies.devices import is_out_of_memory
 from grasp_cube.policies.embodiment import Embodiment
 from grasp_cube.policies.observation import Frame, ObservationReader, resolve_prompt
 from grasp_cube.policies.openpi_checkpoint import openpi_embodiment, slotted_cameras
@@ -156,6 +157,8 @@ class OpenpiPolicy:
         try:
             actions = np.asarray(self._policy.infer(obs, **noise)["actions"])
         except Exception as error:
+            if is_out_of_memory(error):  # the scheduler's to answer
+                raise
             logger.exception("openpi failed")
             raise WireError(
                 ErrorCode.INTERNAL,

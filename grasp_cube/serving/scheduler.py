@@ -296,7 +296,8 @@ class Scheduler:
 
     def _infer(self, batch: Sequence[Job]) -> None:
         policy = batch[0].policy
-        started = time.perf_counter()
+        # Each attempt is an inference of its own: parts of a batch that follow one another are no hang.
+        started = self._began = time.perf_counter()
         too_large = False
         try:
             chunks = policy.get_actions_batch([job.request for job in batch])
