@@ -41,7 +41,7 @@ def read_yaml(file: Path) -> "Fields":
     except (OSError, ValueError) as error:
         raise unreadable(file, f"{file} is not readable YAML: {error}") from error
     if not isinstance(values, dict):
-        raise PolicyError(f"{file} holds {type(values).__name__}; a map of settings was expected")
+        raise unreadable(file, f"{file} holds {type(values).__name__}; a map of settings was expected")
     return Fields(file, values)
 
 

@@ -6,6 +6,7 @@ settings, each optional. `base` names the embodiment that they change. docs/embo
 Error policy: `PolicyError` that names the file and the setting.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,7 +190,8 @@ def choose_embodiment(
     """
     own = folder / OWN_FILE
     own_prompt = None
-    if own.is_file():
+    # A broken link is no reason to drive with another unit: reading it says so.
+    if os.path.lexists(own):
         fields = read_yaml(own)
         base = fields.take("base", str) or (
             task.embodiment if task else BY_SIZE.get(state_size or action_dim)

@@ -17,7 +17,7 @@ from typing import Any
 from grasp_cube.policies.config import DTYPES, NOISE_SCHEDULERS, OPTIMIZE, RTC_MODES, PolicyConfig
 from grasp_cube.policies.config_files import read_json
 from grasp_cube.policies.embodiment import RESIZES
-from grasp_cube.policies.places import access_problem, hub_snapshot, other_form, remote_hint
+from grasp_cube.policies.places import access_problem, checkpoint_name, hub_snapshot, other_form, remote_hint
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import Task, load_task
 
@@ -192,4 +192,4 @@ def _known() -> str:
 def _with_task(config: PolicyConfig, kind: str, task: Task | None) -> PolicyConfig:
     """What a plug-in need not look up by itself."""
     prompt = config.prompt or (task.prompt if task else None)
-    return replace(config, type=kind, prompt=prompt)
+    return replace(config, type=kind, prompt=prompt, name=config.name or checkpoint_name(config.path or "."))

@@ -19,7 +19,7 @@ _HUB_ID = re.compile(
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def checkpoint_name(folder: Path, *, with_step: bool = False) -> str:
+def checkpoint_name(folder: Path | str, *, with_step: bool = False) -> str:
     """The run's name of a checkpoint folder: RUN for RUN/checkpoints/050000/pretrained_model, `name` for
     models--org--name/snapshots/HASH of the hub's cache; `with_step`: RUN-050000, where the path has a step."""
     absolute = Path(os.path.abspath(folder))
@@ -76,21 +76,15 @@ def access_problem(path: Path) -> str | None:
     for part in (*reversed(path.parents), path):
         try:
             details = part.stat()
-            if part.is_dir():
-                os.listdir(part) if part == path else (part / ".").stat()
-            elif part == path:
-                part.open("rb").close()
-        except PermissionError:
-            try:
-                mode, owner = f"{details.st_mode & 0o7777:04o}", details.st_uid
-            except UnboundLocalError:
-                continue
-            return (
-                f"{part} may not be read by this user (user id {os.geteuid()}; it belongs to {owner}, mode {mode}): run "
-                f"`sudo chmod -R a+rX {part}`, or start the server as its owner"
-            )
         except OSError:
             return None
+        read = os.R_OK if part == path else 0
+        if not os.access(part, (os.X_OK if part.is_dir() else 0) | read, effective_ids=True):
+            change = f"-R a+rX {part}" if part == path else f"a+x {part}"
+            return (
+                f"{part} may not be read by this user (user id {os.geteuid()}; it belongs to {details.st_uid}, mode "
+                f"{details.st_mode & 0o7777:04o}): run `sudo chmod {change}`, or start the server as its owner"
+            )
     return None
 
 

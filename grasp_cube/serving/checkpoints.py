@@ -127,8 +127,8 @@ def fingerprint(folder: Path) -> str:
             continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
-        # Whoever needs a file that may not be read says so when it is loaded.
-        with contextlib.suppress(PermissionError), file.open("rb") as stream:
+        # Whoever needs a file that cannot be read says so when it is loaded.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
             digest.update(stream.read(GLANCE))
             stream.seek(max(GLANCE, size - GLANCE))
             digest.update(stream.read(GLANCE))
