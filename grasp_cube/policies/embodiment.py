@@ -131,7 +131,8 @@ class Embodiment:
         """{feature: camera} for a checkpoint's image features {feature: (height, width)}, in their order.
 
         The checkpoint decides which cameras there are; a feature that no camera of the embodiment claims is filled by
-        the camera of the feature's own name, or of the name in `renamed` {feature: as the robot has it}. Raises `PolicyError` when one camera would fill two features.
+        the camera of the feature's own name, or of its name in `renamed` {feature: as the robot has it}.
+        Raises `PolicyError` when one camera would fill two features.
         """
         claimed = {camera.feature: (camera.name, camera.resize) for camera in self.cameras}
         specs: dict[str, CameraSpec] = {}

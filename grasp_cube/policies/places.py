@@ -37,7 +37,7 @@ def checkpoint_name(folder: Path | str, *, with_step: bool = False) -> str:
 
 
 def hub_snapshot(path: str) -> Path | None:
-    """The folder of a hub id or hub URL in this machine's hub cache (HF_HUB_CACHE, HF_HOME); None: it is not there."""
+    """The folder of a hub id or hub URL in the local cache (HF_HUB_CACHE, HF_HOME); None: it is not there."""
     found = _HUB_ID.fullmatch(path)
     if found is None:
         return None
@@ -53,7 +53,7 @@ def hub_snapshot(path: str) -> Path | None:
 
 
 def remote_hint(path: str) -> str | None:
-    """How a checkpoint that lies elsewhere is brought here: a URL, or an id of the Hugging Face hub; None: neither."""
+    """How a checkpoint is brought here from a URL or the Hugging Face hub; None: it is of neither."""
     name = path.rstrip("/").rpartition("/")[2]
     copies = {"gs://": "gcloud storage cp -r", "s3://": "aws s3 cp --recursive"}
     for scheme, command in copies.items():
@@ -72,7 +72,7 @@ def remote_hint(path: str) -> str | None:
 
 
 def access_problem(path: Path) -> str | None:
-    """Why this user may not use a file or enter a folder: the first one on the way that refuses; None: nothing does."""
+    """The first folder on the way, or the file itself, that this user may not use, as a sentence; None: none."""
     for part in (*reversed(path.parents), path):
         try:
             details = part.stat()
@@ -89,7 +89,7 @@ def access_problem(path: Path) -> str | None:
 
 
 def unreadable(file: Path, otherwise: str) -> PolicyError:
-    """The true cause why a file could not be read; `otherwise` is the sentence where the file itself is at fault."""
+    """The true cause why a file could not be read; `otherwise`: the sentence where its content is at fault."""
     try:
         if file.is_symlink() and not file.exists():
             return PolicyError(
@@ -119,7 +119,7 @@ def unreadable(file: Path, otherwise: str) -> PolicyError:
 
 
 def other_form(folder: Path) -> str | None:
-    """What a folder without model.safetensors holds instead, and how to make a checkpoint of it; None: nothing known."""
+    """What a folder without model.safetensors holds instead, and its cure; None: nothing known."""
     if (folder / "adapter_config.json").exists() or (folder / "adapter_model.safetensors").exists():
         return (
             f"{folder} holds a LoRA adapter (adapter_model.safetensors), not a whole policy: merge it into the policy that "

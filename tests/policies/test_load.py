@@ -173,7 +173,7 @@ def test_an_old_checkpoint_is_converted_in_memory(tmp_path):
     old = Path(shutil.copytree(new, tmp_path / "old"))
     age(old)
     (old / "README.md").touch()
-    code = "import sys; from unittest import mock; from lerobot.processor import migrate_policy_normalization as m\n"
+    code = "import sys; from lerobot.processor import migrate_policy_normalization as m\n"
     code += "from huggingface_hub import ModelCard; ModelCard.validate = lambda self, **k: None; m.main()"
     command = [sys.executable, "-c", code, "--pretrained-path", str(old)]
     subprocess.run(command, check=False, capture_output=True, timeout=300)
