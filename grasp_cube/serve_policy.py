@@ -22,6 +22,7 @@ from env_client.cli import fail, parse
 from env_client.wire import Progress
 
 from grasp_cube.policies.config import PolicyConfig
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import PolicyError
 from grasp_cube.serving.access import Access, TlsConfig, is_loopback, read_key
 from grasp_cube.serving.limits import LimitsConfig
@@ -56,11 +57,16 @@ class ServedConfig(PolicyConfig):
 
     def each(self) -> Iterator[tuple[str, PolicyConfig]]:
         """(name, config) of each checkpoint that was given; a single one needs no name."""
+        given = []
         for text in self.path:
             name, equals, path = text.partition("=")
             # A folder's own name may hold the sign; a name of ours holds no slash.
-            if not (equals and "/" not in name):
-                name, path = Path(text).name if len(self.path) > 1 else "", text
+            given.append((name, path) if equals and "/" not in name else ("", text))
+        taken = [name or checkpoint_name(Path(path).expanduser()) for name, path in given]
+        for (name, path), run in zip(given, taken, strict=True):
+            if not name and len(given) > 1:
+                # Two steps of one run: RUN-050000.
+                name = checkpoint_name(Path(path).expanduser(), with_step=taken.count(run) > 1)
             yield name, self.one(path, name)
         if not self.path and self.task is not None:
             yield "", self.one()

@@ -40,7 +40,7 @@ class FastAct:
             self._latent = core.encoder_latent_input_proj(asked.new_zeros(1, 1, config.latent_dim))
             self._asked = asked
             self._start = _look_at_itself(first, torch.zeros_like(asked), asked)
-        self._places: dict[tuple[int, ...], Tensor] = {}
+        self._places: dict[tuple[torch.Size, ...], Tensor] = {}
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         tokens, places = self._tokens(batch)
@@ -63,6 +63,8 @@ class FastAct:
             for name, feature in wanted
         }
         listed = {"observation.images": [probe[camera] for camera in self._cameras]}
+        # Without a state of its own, LeRobot's ACT still asks the robot's for its device.
+        probe.setdefault("observation.state", self._asked.new_zeros(1, 1))
         return difference(self(probe), self._core(probe | listed)[0])
 
     def release(self) -> None:
@@ -73,19 +75,27 @@ class FastAct:
 
     def _tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """((B, tokens, width), their places (1, tokens, width)): latent, state, then the views camera by camera."""
-        images = [batch[camera] for camera in self._cameras]
-        size, count = len(images[0]), len(images)
-        maps = self._project(self._look(torch.cat(images))).float()
-        views = maps.flatten(2).unflatten(0, (count, size)).permute(1, 0, 3, 2).flatten(1, 2)
-        tokens = [self._latent.expand(size, -1, -1)]
+        maps = self._maps([batch[camera] for camera in self._cameras])
+        views = torch.cat([view.flatten(2).transpose(1, 2) for view in maps], dim=1)
+        tokens = [self._latent.expand(len(views), -1, -1)]
         if self._core.config.robot_state_feature:
             tokens.append(self._core.encoder_robot_state_input_proj(batch["observation.state"])[:, None])
-        shape = tuple(maps.shape[1:])
-        if shape not in self._places:
-            place = self._core.encoder_cam_feat_pos_embed(maps[:1].contiguous()).flatten(2).transpose(1, 2)
+        shapes = tuple(view.shape[1:] for view in maps)
+        if shapes not in self._places:
+            embed = self._core.encoder_cam_feat_pos_embed
+            places = [embed(view[:1].contiguous()).flatten(2).transpose(1, 2) for view in maps]
             ahead = self._core.encoder_1d_feature_pos_embed.weight[None]
-            self._places[shape] = torch.cat([ahead, *[place] * count], dim=1)
-        return torch.cat([*tokens, views], dim=1), self._places[shape]
+            self._places[shapes] = torch.cat([ahead, *places], dim=1)
+        return torch.cat([*tokens, views], dim=1), self._places[shapes]
+
+    def _maps(self, images: list[Tensor]) -> list[Tensor]:
+        """The feature map (B, width, h, w) of each camera; images of one size pass together."""
+        maps: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(image.shape for image in images):
+            own = [i for i, image in enumerate(images) if image.shape == shape]
+            found = self._project(self._look(torch.cat([images[i] for i in own]))).float()
+            maps |= zip(own, found.chunk(len(own)), strict=True)
+        return [maps[i] for i in range(len(images))]
 
 
 class _Attention:

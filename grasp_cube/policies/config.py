@@ -24,7 +24,7 @@ class PolicyConfig:
     config_name: str | None = None
     # Folder under an openpi checkpoint's assets/ whose normalisation stats are used; default: the config's, or the only one.
     asset_id: str | None = None
-    # Name under which clients see this policy; default: the folder's name.
+    # Name under which clients see this policy; default: the run's name in the folder's path.
     name: str | None = None
     # cpu, cuda, cuda:N or mps; default: cuda where there is one, else mps, else cpu.
     device: str | None = None

@@ -7,6 +7,7 @@ from env_client.config_folders import config_folders
 from env_client.text_files import load_json, load_yaml
 from env_client.wire import shown
 
+from grasp_cube.policies.places import unreadable
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = ["Fields", "find_config", "read_json", "read_yaml"]
@@ -38,9 +39,9 @@ def read_yaml(file: Path) -> "Fields":
     try:
         values = load_yaml(file)
     except (OSError, ValueError) as error:
-        raise PolicyError(f"{file} is not readable YAML: {error}") from error
+        raise unreadable(file, f"{file} is not readable YAML: {error}") from error
     if not isinstance(values, dict):
-        raise PolicyError(f"{file} holds {type(values).__name__}; a map of settings was expected")
+        raise unreadable(file, f"{file} holds {type(values).__name__}; a map of settings was expected")
     return Fields(file, values)
 
 
@@ -48,10 +49,10 @@ def read_json(file: Path) -> Any:
     """The value in a JSON file. Raises `PolicyError`, and `FileNotFoundError` where there is none."""
     try:
         return load_json(file)
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError) as error:
-        raise PolicyError(f"{file} is not readable JSON ({error}): copy the checkpoint again") from error
+        if isinstance(error, FileNotFoundError) and not file.is_symlink():
+            raise
+        raise unreadable(file, f"{file} is not readable JSON ({error}): copy the checkpoint again") from error
 
 
 class Fields:

@@ -6,8 +6,11 @@ settings, each optional. `base` names the embodiment that they change. docs/embo
 Error policy: `PolicyError` that names the file and the setting.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from env_client.wire import CameraSpec, StateSpec, shown
@@ -122,18 +125,21 @@ class Embodiment:
         """A prompt as the checkpoint's tokenizer takes it."""
         return prompt.strip().replace("_", " ").replace("\n", " ") if self.clean_prompt else prompt
 
-    def camera_specs(self, features: dict[str, tuple[int, int]]) -> dict[str, CameraSpec]:
+    def camera_specs(
+        self, features: dict[str, tuple[int, int]], renamed: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, CameraSpec]:
         """{feature: camera} for a checkpoint's image features {feature: (height, width)}, in their order.
 
         The checkpoint decides which cameras there are; a feature that no camera of the embodiment claims is filled by
-        the camera of the feature's own name. Raises `PolicyError` when one camera would fill two features.
+        the camera of the feature's own name, or of its name in `renamed` {feature: as the robot has it}.
+        Raises `PolicyError` when one camera would fill two features.
         """
         claimed = {camera.feature: (camera.name, camera.resize) for camera in self.cameras}
         specs: dict[str, CameraSpec] = {}
         for feature, (height, width) in features.items():
-            own = feature.removeprefix(IMAGE_PREFIX)
-            # A checkpoint with one nameless image calls the feature `observation.image`.
-            name, rule = claimed.get(feature, ("front" if own == "observation.image" else own, None))
+            before = renamed.get(feature, feature)
+            own = before.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
+            name, rule = claimed.get(before, (own, None))
             specs[feature] = CameraSpec(name, height, width, rule or self.resize)
         taken = [spec.name for spec in specs.values()]
         double = sorted({name for name in taken if taken.count(name) > 1})
@@ -185,7 +191,8 @@ def choose_embodiment(
     """
     own = folder / OWN_FILE
     own_prompt = None
-    if own.is_file():
+    # A broken link is no reason to drive with another unit: reading it says so.
+    if os.path.lexists(own):
         fields = read_yaml(own)
         base = fields.take("base", str) or (
             task.embodiment if task else BY_SIZE.get(state_size or action_dim)

@@ -17,6 +17,8 @@ from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.devices import choose_device, describe_device
 from grasp_cube.policies.embodiment import Embodiment, choose_embodiment
 from grasp_cube.policies.lerobot_files import (
+    COMPUTED,
+    OLD_STATS,
     POSTPROCESSOR,
     PREPROCESSOR,
     WEIGHTS,
@@ -24,7 +26,8 @@ from grasp_cube.policies.lerobot_files import (
     count_differences,
     read_checkpoint,
 )
-from grasp_cube.policies.lerobot_imports import load_processors, model_class
+from grasp_cube.policies.lerobot_imports import RENAMED_STEPS, load_processors, model_class, new_processors
+from grasp_cube.policies.places import checkpoint_name, unreadable
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import load_task
 
@@ -124,7 +127,7 @@ def describe(
         task.check(files.action_dim, folder)
     embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
     embodiment.convert.check(files.state_size, files.action_dim, f"the embodiment {embodiment.name}")
-    cameras = embodiment.camera_specs(files.images)
+    cameras = embodiment.camera_specs(files.images, files.renamed)
     spec = PolicySpec(
         action_dim=files.action_dim,
         action_names=embodiment.names(files.action_dim),
@@ -139,10 +142,16 @@ def describe(
     report(f"checkpoint {folder}: {spec.type}, cameras {views}, chunks of {spec.horizon} x {spec.action_dim}")
     if task is not None:
         report(f"task {task.name}: {task.prompt!r}")
+    if files.unread:
+        report(f"not asked for, because the model never reads them: {', '.join(files.unread)}")
+    for feature in files.images.keys() & files.renamed:
+        report(f"the robot's {files.renamed[feature]} fills {feature} (the checkpoint's rename_map)")
+    if files.stats is not None:
+        report("normalisation: brought from an older LeRobot's form into today's, in memory")
     report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
     metadata = {
-        "name": config.name or folder.name,
-        "checkpoint": folder.name,
+        "name": config.name or checkpoint_name(folder),
+        "checkpoint": checkpoint_name(folder),
         "embodiment": embodiment.name,
         "task": task.name if task is not None else None,
     }
@@ -177,7 +186,10 @@ def load_model(
     model.eval().requires_grad_(False).to(chosen)
     model.reset()
     overrides = processor_overrides(files, str(chosen))
-    pre, post = load_processors(config, str(files.folder), (PREPROCESSOR, POSTPROCESSOR), overrides)
+    if files.stats is not None:
+        pre, post = new_processors(config, files.stats)
+    else:
+        pre, post = load_processors(config, str(files.folder), (PREPROCESSOR, POSTPROCESSOR), overrides)
     return LoadedModel(model, pre, post, chosen, sum(p.numel() for p in model.parameters()))
 
 
@@ -189,8 +201,12 @@ def processor_overrides(files: CheckpointFiles, device: str) -> tuple[dict[str, 
     }
     post: dict[str, Any] = {"device_processor": {"device": "cpu"}}
     return (
-        {step: value for step, value in pre.items() if step in files.preprocessor_steps},
-        {step: value for step, value in post.items() if step in files.postprocessor_steps},
+        {
+            step: pre[now]
+            for step in files.preprocessor_steps
+            if (now := RENAMED_STEPS.get(step, step)) in pre
+        },
+        {step: post[step] for step in files.postprocessor_steps if step in post},
     )
 
 
@@ -247,8 +263,12 @@ def _fill(model: Any, file: Path) -> None:
         # A checkpoint that was saved while compiled carries the compiler's wrapper in its names.
         tensors = {name.replace("._orig_mod", ""): value for name, value in load_file(file).items()}
     except Exception as error:
-        raise PolicyError(f"{file} is truncated or damaged ({error}): copy the checkpoint again") from error
+        raise unreadable(
+            file, f"{file} is truncated or damaged ({error}): copy the checkpoint again"
+        ) from error
     expected = model.state_dict()
+    left_out = (*OLD_STATS, *(name for name in tensors if name.endswith(COMPUTED) and name not in expected))
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(left_out)}
     # safetensors stores tensors that share memory once; the other names are filled with it.
     stored = {expected[name].data_ptr() for name in expected if name in tensors}
     missing = [

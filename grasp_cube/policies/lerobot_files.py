@@ -6,8 +6,9 @@ Error policy: `PolicyError`, one sentence that names the file.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from env_client.wire.images import MAX_IMAGE_PIXELS
 from safetensors import SafetensorError, safe_open
 
 from grasp_cube.policies.config_files import read_json
+from grasp_cube.policies.lerobot_imports import RENAMED_STEPS
+from grasp_cube.policies.places import other_form, unreadable
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = [
     "ACTION",
+    "COMPUTED",
+    "EMPTY_CAMERA",
+    "OLD_STATS",
     "POSTPROCESSOR",
     "PREPROCESSOR",
     "PROMPT_STEPS",
@@ -69,7 +75,16 @@ PROMPT_STEPS = frozenset(
 # Values in a state or an action, far more than a robot has.
 MAX_VALUES = 100_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_OLD_PREFIXES = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+# Where LeRobot before 0.4 kept the statistics, among the weights.
+OLD_STATS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+# Endings of tensors that a module computes for itself, and older releases saved.
+COMPUTED = (".position_ids", ".inv_freq", ".num_batches_tracked")
+# Policies add these images themselves, and nobody sends them.
+EMPTY_CAMERA = "observation.images.empty_camera_"
+# Types of features that no policy here reads; of those of the robot's state only observation.state is.
+UNREAD_TYPES = ("STATE", "LANGUAGE", "ACTION", "REWARD")
+# The types of policies that read the state of a simulation, too.
+READ_WHOLE = ("act", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -87,36 +102,58 @@ class CheckpointFiles:
     # Names of the steps of the processors, as LeRobot's registry knows them.
     preprocessor_steps: tuple[str, ...]
     postprocessor_steps: tuple[str, ...]
+    # Inputs that config.json lists and the model never reads.
+    unread: tuple[str, ...] = ()
+    # {feature: the key under which the robot has it}, from the checkpoint's rename_map.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    # {feature: {statistic: values}} where the processors are made anew, because the files hold none that can be used.
+    stats: dict[str, dict[str, np.ndarray]] | None = None
 
 
 def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> CheckpointFiles:
     """Read and check everything but the weights' values. `more_steps`: names of steps that the processors of this family
     may have besides the common ones. Raises `PolicyError`."""
     config = _read_json(folder / CONFIG)
-    images, state_size = _inputs(config, folder)
+    images, state_size, unread = _inputs(config, folder)
     action_dim = _action_dim(config, folder)
-    _check_weights(folder)
-    features = dict.fromkeys(images, ("VISUAL", 3))
+    old = _check_weights(folder)
+    features = {name: ("VISUAL", 3) for name in images if not name.startswith(EMPTY_CAMERA)}
     if state_size:
         features[STATE] = ("STATE", state_size)
-    steps = []
+    mapping = _map(config.get("normalization_mapping"))
+    if old and not any((folder / name).exists() for name in (PREPROCESSOR, POSTPROCESSOR)):
+        if config.get("type") not in READ_WHOLE:
+            raise PolicyError(
+                f"{folder} was saved by LeRobot before 0.4, whose {config.get('type')} no later LeRobot reads: train it again "
+                "with the LeRobot of today, or serve that model's openpi checkpoint"
+            )
+        needed = features | {ACTION: ("ACTION", action_dim)}
+        taken = _stats_in_weights(folder / WEIGHTS, old, needed, mapping)
+        return CheckpointFiles(folder, config, images, state_size, action_dim, (), (), unread, stats=taken)
+    steps: list[tuple[str, ...]] = []
+    renamed: dict[str, str] = {}
+    rebuilt: dict[str, dict[str, np.ndarray]] = {}
+    misnamed: list[str] = []
     for name, needed in ((PREPROCESSOR, features), (POSTPROCESSOR, {ACTION: ("ACTION", action_dim)})):
         entries = _processor_steps(folder / name, _STEPS | more_steps)
         kind = "normalizer_processor" if name == PREPROCESSOR else "unnormalizer_processor"
         found = [entry for entry in entries if entry.get("registry_name") == kind]
-        _check_stats(folder / name, found, needed, _map(config.get("normalization_mapping")))
+        rebuilt |= _check_stats(folder / name, found, needed, mapping, misnamed)
         steps.append(tuple(entry["registry_name"] for entry in entries))
-    return CheckpointFiles(folder, config, images, state_size, action_dim, steps[0], steps[1])
+        for entry in entries:
+            for before, now in _map(_map(entry.get("config")).get("rename_map")).items():
+                renamed[str(now)] = str(before)
+    stats = rebuilt if misnamed else None
+    return CheckpointFiles(
+        folder, config, images, state_size, action_dim, steps[0], steps[1], unread, renamed, stats
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = read_json(file)
     except FileNotFoundError:
-        raise PolicyError(
-            f"{file.parent} holds no {file.name}: copy the whole checkpoint folder; one that an older LeRobot saved "
-            "is first converted with `python -m lerobot.processor.migrate_policy_normalization`"
-        ) from None
+        raise PolicyError(f"{file.parent} holds no {file.name}: copy the whole checkpoint folder") from None
     if not isinstance(values, dict):
         raise PolicyError(f"{file} holds {type(values).__name__}; a map was expected")
     return values
@@ -144,15 +181,21 @@ def _map(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _inputs(config: dict[str, Any], folder: Path) -> tuple[dict[str, tuple[int, int]], int]:
-    """({image feature: (height, width)}, size of observation.state)"""
+def _inputs(config: dict[str, Any], folder: Path) -> tuple[dict[str, tuple[int, int]], int, tuple[str, ...]]:
+    """({image feature: (height, width)}, size of observation.state, features that the model never reads)"""
     file = folder / CONFIG
     features = config.get("input_features")
     if not isinstance(features, dict) or not features:
         raise PolicyError(f"{file} names no input_features, so what the policy looks at is unknown")
     images: dict[str, tuple[int, int]] = {}
     state_size = 0
+    unread = []
+    whole = config.get("type") in READ_WHOLE
     for name, value in features.items():
+        kind = value.get("type") if isinstance(value, dict) else None
+        if (kind in UNREAD_TYPES and name != STATE) or (kind == "ENV" and not whole):
+            unread.append(name)
+            continue
         kind, shape = _feature(value, name, file)
         if kind == "VISUAL":
             if len(shape) != 3 or shape[0] != 3:
@@ -163,11 +206,16 @@ def _inputs(config: dict[str, Any], folder: Path) -> tuple[dict[str, tuple[int, 
         elif kind == "STATE" and name == STATE and len(shape) == 1:
             state_size = shape[0]
         else:
+            what = "the state of a simulation, " if kind == "ENV" else ""
             raise PolicyError(
-                f"the policy in {folder} takes {name} ({kind}, shape {list(shape)}), which no robot sends; images and "
-                f"{STATE} were expected"
+                f"the policy in {folder} takes {name} ({kind}, shape {list(shape)}), {what}which no robot sends; images "
+                f"and {STATE} were expected"
             )
-    return images, state_size
+    if config.get("type") == "diffusion" and not state_size:
+        raise PolicyError(
+            f"the diffusion policy in {folder} takes no {STATE}, and LeRobot's cannot be built without: train it with one"
+        )
+    return images, state_size, tuple(unread)
 
 
 def _action_dim(config: dict[str, Any], folder: Path) -> int:
@@ -181,9 +229,12 @@ def _action_dim(config: dict[str, Any], folder: Path) -> int:
     return shape[0]
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path) -> list[str]:
+    """The tensors that hold the normalisation, as LeRobot before 0.4 saved it. Raises `PolicyError`."""
     file = folder / WEIGHTS
-    if not file.is_file():
+    if not os.path.lexists(file):
+        if (other := other_form(folder)) is not None:
+            raise PolicyError(other)
         pickles = sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern))
         if pickles:
             raise PolicyError(
@@ -191,13 +242,51 @@ def _check_weights(folder: Path) -> None:
                 f"save them as {WEIGHTS}"
             )
         raise PolicyError(f"{folder} holds no {WEIGHTS}: copy the whole checkpoint folder")
-    names = list(_open(file))
-    old = [name for name in names if name.startswith(_OLD_PREFIXES)]
-    if old:
-        raise PolicyError(
-            f"{file} was saved by an older LeRobot, with its normalisation inside the weights ({old[0]}): convert it with "
-            "`python -m lerobot.processor.migrate_policy_normalization --pretrained-path FOLDER`"
-        )
+    return [name for name in _open(file) if name.startswith(OLD_STATS)]
+
+
+def _stats_in_weights(
+    file: Path, names: list[str], features: dict[str, tuple[str, int]], mapping: dict[str, str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The statistics {feature: {statistic: values}} in the tensors `normalize_inputs.buffer_observation_state.mean` etc.
+
+    There a feature's dots became underscores; only config.json tells which of them were dots. Raises `PolicyError`.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    stored = _open(file, names)
+    for name, (kind, size) in features.items():
+        mode = str(mapping.get(kind, "IDENTITY"))
+        place = "unnormalize_outputs" if name == ACTION else "normalize_inputs"
+        buffer = f"{place}.buffer_{name.replace('.', '_')}"
+        own = {stat: stored.get(f"{buffer}.{stat}") for stat in _wanted(mode, name, file)}
+        found[name] = _checked(own, name, size, mode, file)
+    return {name: values for name, values in found.items() if values}
+
+
+def _wanted(mode: str, name: str, file: Path) -> tuple[str, ...]:
+    """The statistics that a normalisation mode reads. Raises `PolicyError` for an unknown one."""
+    if mode != "IDENTITY" and mode not in _STATS:
+        raise PolicyError(f"{file} normalises {name} by {mode!r}; one of {', '.join(_STATS)} was expected")
+    return _STATS.get(mode, ())
+
+
+def _checked(
+    values: Mapping[str, np.ndarray | None], name: str, size: int, mode: str, file: Path
+) -> dict[str, np.ndarray]:
+    """The statistics {statistic: values} of one feature, when they are all there. Raises `PolicyError`."""
+    for stat, value in values.items():
+        if value is None:
+            raise PolicyError(
+                f"the normalisation stats of {name} are missing ({stat}, for {mode}, in {file.name}): without them "
+                "the policy's actions would be meaningless, so save the checkpoint again with its dataset's stats"
+            )
+        finite = int(np.isfinite(value.astype(np.float64)).sum())
+        if value.size != size or finite != size:
+            raise PolicyError(
+                f"the normalisation stats of {name} ({stat}) in {file.name} have {value.size} values of which "
+                f"{finite} are finite; {size} were expected"
+            )
+    return {stat: value for stat, value in values.items() if value is not None}
 
 
 def _open(file: Path, read: Iterable[str] = ()) -> dict[str, np.ndarray | None]:
@@ -207,8 +296,8 @@ def _open(file: Path, read: Iterable[str] = ()) -> dict[str, np.ndarray | None]:
         with safe_open(file, framework="numpy") as tensors:
             return {name: tensors.get_tensor(name) if name in wanted else None for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise PolicyError(
-            f"{file} is truncated or damaged ({error}; {file.stat().st_size} bytes): copy the checkpoint again"
+        raise unreadable(
+            file, f"{file} is truncated or damaged ({error}): copy the checkpoint again"
         ) from error
 
 
@@ -219,7 +308,7 @@ def _processor_steps(file: Path, allowed: frozenset[str]) -> list[dict[str, Any]
         raise PolicyError(f"{file} has no list of steps; a processor that LeRobot saved was expected")
     for step in steps:
         name = step.get("registry_name")
-        if not isinstance(name, str) or name not in allowed:
+        if not isinstance(name, str) or RENAMED_STEPS.get(name, name) not in allowed:
             asked = step.get("class") if name is None else name
             raise PolicyError(
                 f"{file} has the step {asked!r:.80}, which processors of this family do not have: a checkpoint may not "
@@ -229,7 +318,7 @@ def _processor_steps(file: Path, allowed: frozenset[str]) -> list[dict[str, Any]
         if state is not None:
             if not isinstance(state, str) or Path(state).name != state:
                 raise PolicyError(f"{file} names the state file {state!r}; a file beside it was expected")
-            if not (file.parent / state).is_file():
+            if not os.path.lexists(file.parent / state):
                 raise PolicyError(
                     f"{file.parent} holds no {state}, which {file.name} needs: copy the whole folder"
                 )
@@ -241,8 +330,14 @@ def _check_stats(
     normalizers: list[dict[str, Any]],
     features: dict[str, tuple[str, int]],
     mapping: dict[str, str],
-) -> None:
-    """Each feature {name: (type, size)} that is normalised must have its stats, of that size and finite."""
+    misnamed: list[str],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Each feature {name: (type, size)} that is normalised must have its stats, of that size and finite.
+
+    Returns them. LeRobot's migration of old checkpoints writes `cam.high` for `cam_high`: such stats are found, too,
+    and added to `misnamed`.
+    """
+    checked: dict[str, dict[str, np.ndarray]] = {}
     settings: dict[str, Any] = {}
     stats: dict[str, np.ndarray | None] = {}
     if normalizers:
@@ -266,22 +361,14 @@ def _check_stats(
                 f"{file} does not normalise {name}, but the checkpoint was trained with {wanted}: the normalisation "
                 "stats are missing, so its actions would be meaningless"
             )
-        for stat in _STATS.get(mode, ()):
-            value = stats.get(f"{name}.{stat}")
-            if value is None:
-                raise PolicyError(
-                    f"the normalisation stats of {name} are missing ({stat}, for {mode}, in {file.name}): without them "
-                    "the policy's actions would be meaningless, so save the checkpoint again with its dataset's stats"
-                )
-            if value.size != size or not np.isfinite(value.astype(np.float64)).all():
-                raise PolicyError(
-                    f"the normalisation stats of {name} ({stat}) in {file.name} have {value.size} values of which "
-                    f"{int(np.isfinite(value.astype(np.float64)).sum())} are finite; {size} were expected"
-                )
-        if mode not in _STATS:
-            raise PolicyError(
-                f"{file} normalises {name} by {mode!r}; one of {', '.join(_STATS)} was expected"
-            )
+        own = {
+            stat: stats.get(f"{name}.{stat}", stats.get(f"{name.replace('_', '.')}.{stat}"))
+            for stat in _wanted(mode, name, file)
+        }
+        checked[name] = _checked(own, name, size, mode, file)
+        if f"{name}.{next(iter(own))}" not in stats:
+            misnamed.append(name)
+    return checked
 
 
 def count_differences(missing: list[str], extra: list[str]) -> str:

@@ -12,9 +12,14 @@ import threading
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_processors", "model_class"]
+__all__ = ["RENAMED_STEPS", "know_old_steps", "load_processors", "model_class", "new_processors"]
 
 PACKAGE = "lerobot.policies"
+# {a processor step's name in an older release: its name now}, from LeRobot 0.3 to 0.6.1; their settings are the same.
+RENAMED_STEPS = {
+    "delta_actions_processor": "relative_actions_processor",
+    "rename_processor": "rename_observations_processor",
+}
 MODEL_CLASSES = {"act": "ACTPolicy", "diffusion": "DiffusionPolicy"}
 
 _once = threading.RLock()
@@ -43,10 +48,31 @@ def model_class(kind: str) -> Any:
     return getattr(importlib.import_module(f"{PACKAGE}.{kind}"), MODEL_CLASSES[kind])
 
 
+def know_old_steps() -> None:
+    """Let LeRobot find its processor steps under the names of older releases as well."""
+    from lerobot.processor import ProcessorStepRegistry
+
+    for before, now in RENAMED_STEPS.items():
+        ProcessorStepRegistry._registry.setdefault(before, ProcessorStepRegistry.get(now))
+
+
+def new_processors(config: Any, stats: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """The pre- and the postprocessor that LeRobot makes for a config and statistics {feature: {mean: array, …}}."""
+    import torch
+
+    tensors = {
+        name: {stat: torch.from_numpy(value) for stat, value in values.items()}
+        for name, values in stats.items()
+    }
+    module = importlib.import_module(f"{PACKAGE}.{config.type}.processor_{config.type}")
+    return getattr(module, f"make_{config.type}_pre_post_processors")(config, dataset_stats=tensors)
+
+
 def load_processors(
     config: Any, folder: str, files: tuple[str, str], overrides: tuple[dict, dict]
 ) -> tuple[Any, Any]:
     """The pre- and the postprocessor saved in `folder` under the names `files`, as LeRobot's factory loads them."""
+    know_old_steps()
     from lerobot.processor import PolicyProcessorPipeline
     from lerobot.processor.converters import (
         batch_to_transition,

@@ -143,6 +143,9 @@ class LeRobotPolicy:
             raw[feature] = (image.contiguous() if self._fast is None else image).type(torch.float32) / 255
         if self.spec.states:
             raw[STATE] = torch.from_numpy(np.stack([frame.state for frame in frames])).to(self.device)
+        else:
+            # LeRobot's ACT without a state still asks the robot's for its device, and Pi pads it with zeros.
+            raw[STATE] = torch.zeros(len(frames), 1, device=self.device)
         return raw
 
     def _predict(self, ticks: Sequence[dict[str, Any]]) -> torch.Tensor:

@@ -7,6 +7,7 @@ Error policy: everything that an operator can mend is a `PolicyError` of one sen
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -16,6 +17,7 @@ from typing import Any
 from grasp_cube.policies.config import DTYPES, NOISE_SCHEDULERS, OPTIMIZE, RTC_MODES, PolicyConfig
 from grasp_cube.policies.config_files import read_json
 from grasp_cube.policies.embodiment import RESIZES
+from grasp_cube.policies.places import access_problem, checkpoint_name, hub_snapshot, other_form, remote_hint
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import Task, load_task
 
@@ -105,7 +107,10 @@ def _check_options(config: PolicyConfig) -> None:
 def _folder(config: PolicyConfig, task: Task | None) -> Path:
     """The absolute folder of the checkpoint."""
     if config.path is not None:
-        folder = Path(config.path).expanduser()
+        text = config.path.removeprefix("file://")
+        folder = Path(text).expanduser()
+        if not os.path.lexists(folder) and (cached := hub_snapshot(text)) is not None:
+            folder = cached
     elif task is not None and task.checkpoint is not None:
         folder = task.checkpoint
     elif task is not None:
@@ -113,11 +118,18 @@ def _folder(config: PolicyConfig, task: Task | None) -> Path:
     else:
         raise PolicyError("no checkpoint was named: give --policy.path FOLDER or --policy.task lift")
     absolute = folder.absolute()
+    if (problem := access_problem(absolute)) is not None:
+        raise PolicyError(problem)
     if not absolute.exists():
         hint = "check the spelling"
+        remote = remote_hint(config.path or "")
+        if "://" in (config.path or "") and remote is not None:
+            raise PolicyError(f"{config.path} is not on this machine: {remote}")
         if not folder.is_absolute():
             hint = "a relative path counts from the folder in which the command runs: run it from the project's root, or give an absolute path"
-        raise PolicyError(f"there is no checkpoint at {absolute}: {hint}")
+        if absolute.is_symlink():
+            hint = f"it is a link to {os.readlink(absolute)}, which is not there"
+        raise PolicyError(f"there is no checkpoint at {absolute}: {'; '.join(filter(None, (hint, remote)))}")
     if not absolute.is_dir():
         raise PolicyError(f"{absolute} is a file; the folder that holds config.json was expected")
     return absolute
@@ -126,7 +138,7 @@ def _folder(config: PolicyConfig, task: Task | None) -> Path:
 def _type(config: PolicyConfig, folder: Path) -> str:
     """The policy family, from config.json or the flag."""
     file = folder / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         if config.type is not None and (config.type == OPENPI or config.type not in FAMILIES):
             return config.type
         inner = sorted(str(found.parent.relative_to(folder)) for found in folder.glob("*/config.json"))
@@ -136,8 +148,13 @@ def _type(config: PolicyConfig, folder: Path) -> str:
         )
         if (folder / "assets").is_dir() or (folder / "params").is_dir():
             hint = f"a checkpoint that openpi trained is named by --policy.type {OPENPI} --policy.config_name NAME"
-        raise PolicyError(f"the folder {folder} holds no config.json: {hint}")
+        other = other_form(folder)
+        raise PolicyError(other or f"the folder {folder} holds no config.json: {hint}")
     values = read_json(file)
+    if isinstance(values, dict) and "input_shapes" in values and "type" not in values:
+        raise PolicyError(
+            f"{folder} was saved by a LeRobot of 2024, whose config.json no later one reads: train it again"
+        )
     kind = values.get("type") if isinstance(values, dict) else None
     if kind is not None and not isinstance(kind, str):
         kind = None
@@ -175,4 +192,4 @@ def _known() -> str:
 def _with_task(config: PolicyConfig, kind: str, task: Task | None) -> PolicyConfig:
     """What a plug-in need not look up by itself."""
     prompt = config.prompt or (task.prompt if task else None)
-    return replace(config, type=kind, prompt=prompt)
+    return replace(config, type=kind, prompt=prompt, name=config.name or checkpoint_name(config.path or "."))

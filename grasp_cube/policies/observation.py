@@ -24,6 +24,8 @@ __all__ = ["Frame", "ObservationReader", "resolve_prompt"]
 FLAT_STATE_KEYS = ("observation.state", "observation/state", "state")
 # The same for an image: the prefix before the camera's name.
 FLAT_IMAGE_PREFIXES = ("observation.images.", "observation/images/", "images/")
+# And for a checkpoint whose images have no folder of their own (observation.image).
+BARE_IMAGE_PREFIXES = ("observation.", "observation/")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class ObservationReader:
             )
         image = None if images is None else images.get(camera.name)
         if image is None:
-            image = _at(obs, (*(p + camera.name for p in FLAT_IMAGE_PREFIXES), *self._keys_of(camera)))
+            prefixes = FLAT_IMAGE_PREFIXES + BARE_IMAGE_PREFIXES
+            image = _at(obs, (*(p + camera.name for p in prefixes), *self._keys_of(camera)))
         if image is None and camera.name in self._optional:
             return None
         if image is None:

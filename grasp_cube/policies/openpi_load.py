@@ -11,6 +11,7 @@ from grasp_cube.policies import openpi_policy
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.devices import choose_device, describe_device
 from grasp_cube.policies.openpi_checkpoint import OpenpiCheckpoint, read_openpi
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import Policy, PolicyError
 
 __all__ = ["load", "load_with_lerobot"]
@@ -84,8 +85,8 @@ def load_with_lerobot(config: PolicyConfig, report: Callable[[str], None]) -> Po
     from grasp_cube.policies.pi_policy import PiPolicy
 
     metadata = {
-        "name": config.name or checkpoint.folder.name,
-        "checkpoint": checkpoint.folder.name,
+        "name": config.name or checkpoint_name(checkpoint.folder),
+        "checkpoint": checkpoint_name(checkpoint.folder),
         "embodiment": embodiment.name,
         "task": config.task,
     }

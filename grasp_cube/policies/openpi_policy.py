@@ -24,6 +24,7 @@ from grasp_cube.policies.embodiment import Embodiment
 from grasp_cube.policies.observation import Frame, ObservationReader, resolve_prompt
 from grasp_cube.policies.openpi_checkpoint import openpi_embodiment, slotted_cameras
 from grasp_cube.policies.openpi_config import load_openpi_config
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import Policy, PolicyError, PolicyRequest
 
 __all__ = ["OpenpiPolicy", "installed", "load"]
@@ -87,8 +88,8 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
     report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
     metadata = {
         **(getattr(policy, "metadata", None) or {}),
-        "name": config.name or folder.name,
-        "checkpoint": folder.name,
+        "name": config.name or checkpoint_name(folder),
+        "checkpoint": checkpoint_name(folder),
         "embodiment": embodiment.name,
     }
     noise_shape = (spec.horizon, int(train.model.action_dim))

@@ -14,6 +14,7 @@ from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.devices import choose_device, describe_device
 from grasp_cube.policies.lerobot_checkpoint import describe, processor_overrides, stay_offline
 from grasp_cube.policies.lerobot_files import (
+    EMPTY_CAMERA,
     POSTPROCESSOR,
     PREPROCESSOR,
     PROMPT_STEPS,
@@ -21,6 +22,7 @@ from grasp_cube.policies.lerobot_files import (
     CheckpointFiles,
     read_checkpoint,
 )
+from grasp_cube.policies.lerobot_imports import know_old_steps
 from grasp_cube.policies.pi_model import PI_DTYPES, build_pi, vocabulary_size
 from grasp_cube.policies.pi_rtc import RtcMode
 from grasp_cube.policies.pi_tensors import SafetensorsFile
@@ -29,8 +31,6 @@ from grasp_cube.policies.tokenizer import find_tokenizer, foreign_tokens, load_t
 
 __all__ = ["RTC_DEFAULT", "check_pi_options", "load"]
 
-# LeRobot adds these images itself, and nobody sends them.
-EMPTY_CAMERA = "observation.images.empty_camera_"
 TOKENIZER_STEP = "tokenizer_processor"
 # docs/real-time-chunking.md says why.
 RTC_DEFAULT: RtcMode = "prefix"
@@ -80,6 +80,7 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
     foreign = foreign_tokens(tokenizer, vocabulary_size(model), tokens)
     from lerobot.policies.factory import make_pre_post_processors
 
+    know_old_steps()
     pre_overrides, post_overrides = processor_overrides(files, str(device))
     preprocessor, postprocessor = make_pre_post_processors(
         model_config,

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grasp_cube.policies.lerobot_files import count_differences
+from grasp_cube.policies.lerobot_files import COMPUTED, count_differences
 from grasp_cube.policies.pi_tensors import TensorSource
 from grasp_cube.policies.policy import PolicyError
 
@@ -29,6 +29,13 @@ PI_DTYPES = ("float32", "bfloat16")
 _PALIGEMMA = "model.paligemma_with_expert.paligemma"
 EMBEDDING = f"{_PALIGEMMA}.model.language_model.embed_tokens.weight"
 HEAD = f"{_PALIGEMMA}.lm_head.weight"
+# PaliGemma's parts as transformers before 4.52 called them, and since.
+_RENAMED = (
+    (".paligemma.language_model.lm_head.", ".paligemma.lm_head."),
+    (".paligemma.language_model.model.", ".paligemma.model.language_model."),
+    (".paligemma.vision_tower.", ".paligemma.model.vision_tower."),
+    (".paligemma.multi_modal_projector.", ".paligemma.model.multi_modal_projector."),
+)
 # Every checkpoint holds the heads that predict words, and a policy never predicts any: they are checked, not read.
 _UNUSED = (HEAD, "model.paligemma_with_expert.gemma_expert.lm_head.weight")
 
@@ -77,6 +84,15 @@ def empty_pi(config: Any, *, dtype: str | None = None) -> Any:
         ) from error
 
 
+def current_name(name: str) -> str:
+    """The name of a stored tensor in LeRobot's model of today."""
+    plain = name.replace("._orig_mod", "")
+    plain = plain if plain.startswith("model.") else f"model.{plain}"
+    for before, now in _RENAMED:
+        plain = plain.replace(before, now)
+    return plain
+
+
 def check_names(expected: Mapping[str, Any], tensors: TensorSource, where: str) -> dict[str, str]:
     """{name in the model: name in `tensors`}, when every tensor has its place and every place its tensor.
 
@@ -87,11 +103,10 @@ def check_names(expected: Mapping[str, Any], tensors: TensorSource, where: str) 
     found: dict[str, str] = {}
     extra = []
     for name in tensors.keys():  # noqa: SIM118
-        plain = name.replace("._orig_mod", "")
-        plain = plain if plain.startswith("model.") else f"model.{plain}"
+        plain = current_name(name)
         if plain in expected and plain not in found:
             found[plain] = name
-        else:
+        elif not name.endswith(COMPUTED):
             extra.append(name)
     for one, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
         if one in expected and one not in found and other in found:

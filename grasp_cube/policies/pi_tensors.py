@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
+from grasp_cube.policies.places import unreadable
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = ["SafetensorsFile", "TensorSource"]
@@ -55,8 +56,8 @@ class SafetensorsFile:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 self._header: dict[str, Any] = json.loads(stream.read(length))
         except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
-            raise PolicyError(
-                f"{file} is truncated or damaged ({error}): copy the checkpoint again"
+            raise unreadable(
+                file, f"{file} is truncated or damaged ({error}): copy the checkpoint again"
             ) from error
         self._header.pop("__metadata__", None)
         self._start = 8 + length
@@ -96,5 +97,5 @@ class SafetensorsFile:
                         )
                     left = left[count:]
         except OSError as error:
-            raise PolicyError(f"{self.file} cannot be read ({error})") from error
+            raise unreadable(self.file, f"{self.file} cannot be read ({error})") from error
         return value

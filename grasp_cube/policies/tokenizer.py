@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grasp_cube.policies.config_files import read_json
+from grasp_cube.policies.places import unreadable
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = ["PALIGEMMA", "find_tokenizer", "foreign_tokens", "load_tokenizer", "tokenizer_name"]
@@ -68,9 +69,9 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer("a prompt")
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise PolicyError(
-            f"the tokenizer in {path} cannot be read ({type(error).__name__}: {reason:.200}): copy its files again"
-        ) from error
+        otherwise = f"the tokenizer in {path} cannot be read ({type(error).__name__}: {reason:.200}): copy its files again"
+        causes = [unreadable(file, otherwise) for file in sorted(path.glob("*token*"))]
+        raise next((c for c in causes if str(c) != otherwise), PolicyError(otherwise)) from error
     if tokenizer.pad_token_id is None:
         raise PolicyError(
             f"the tokenizer in {path} has no padding token, so prompts cannot be brought to one length: "

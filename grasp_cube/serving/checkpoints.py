@@ -4,6 +4,7 @@ Error policy: `InvalidInput` for a path that a client must not name, `PolicyErro
 sentences that may travel: they name what the client named, never what lies outside the root.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from env_client.wire import InvalidInput
 
+from grasp_cube.policies.places import remote_hint
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = ["allowed_folder", "fingerprint", "size_on_disk"]
@@ -42,6 +44,8 @@ def allowed_folder(path: str, root: Path) -> Path:
         named = given if given.is_absolute() else root / given
         outside = not Path(os.path.abspath(named)).is_relative_to(root)
         if not outside:
+            if "://" in path and (remote := remote_hint(path)) is not None:
+                raise InvalidInput(f"{path!r:.200} is not on the server: {remote:.400}") from None
             raise InvalidInput(
                 f"there is no checkpoint at {path!r:.200} on the server: a folder below its root was expected"
             ) from None
@@ -123,7 +127,8 @@ def fingerprint(folder: Path) -> str:
             continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
-        with file.open("rb") as stream:
+        # Whoever needs a file that cannot be read says so when it is loaded.
+        with contextlib.suppress(OSError), file.open("rb") as stream:
             digest.update(stream.read(GLANCE))
             stream.seek(max(GLANCE, size - GLANCE))
             digest.update(stream.read(GLANCE))

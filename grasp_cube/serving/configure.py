@@ -111,7 +111,8 @@ class Policies:
         """Serve a checkpoint under a name. It is read by `load_first`, or when a client asks for it."""
         if name and not NAME.fullmatch(name):
             raise PolicyError(
-                f"the policy's name {name!r} is none: letters, digits, '.', '_' and '-' were expected"
+                f"the policy's name {name!r} is none: letters, digits, '.', '_' and '-' were expected; "
+                "write --policy.path NAME=FOLDER"
             )
         if name in self._slots:
             raise PolicyError(

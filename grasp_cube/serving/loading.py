@@ -128,7 +128,7 @@ class Loader:
             with contextlib.suppress(RuntimeError):  # the loop is gone when the server ends meanwhile
                 loop.call_soon_threadsafe(served.say, "loaded", line)
 
-        served.say("loading", f"loading {served.folder.name}")
+        served.say("loading", f"loading {served.name}")
         await loop.run_in_executor(self._thread, served.check_unchanged)
         reading = loop.run_in_executor(self._thread, lambda: load_policy(served.config, report=report))
         policy = await _with_signs_of_life(reading, lambda s: served.say("loading", f"loading, {s:.0f} s"))

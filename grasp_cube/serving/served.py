@@ -9,6 +9,7 @@ from typing import Any
 from env_client.wire import IMAGE_CODECS, PROTOCOL, PolicySpec, Progress, pack
 
 from grasp_cube.policies.config import PolicyConfig
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.serving.checkpoints import fingerprint, size_on_disk
 
@@ -62,7 +63,7 @@ class ServedPolicy:
 
     @property
     def name(self) -> str:
-        return str(self.metadata.get("name") or self.config.name or self.folder.name)
+        return str(self.metadata.get("name") or self.config.name or checkpoint_name(self.folder))
 
     def same_as(self, other: "ServedPolicy") -> bool:
         return (self.config, self.folder, self.policy_id) == (other.config, other.folder, other.policy_id)

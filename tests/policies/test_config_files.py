@@ -136,7 +136,7 @@ def test_the_checkpoints_cameras_win():
     assert list(specs.values()) == [
         CameraSpec("top", 10, 20, "pad"),
         CameraSpec("side", 30, 40, "crop"),
-        CameraSpec("front", 5, 6, "crop"),
+        CameraSpec("image", 5, 6, "crop"),
     ]
     with pytest.raises(PolicyError, match="'top' would fill 2"):
         arm.camera_specs({"observation.images.cam_high": (10, 20), "observation.images.top": (10, 20)})

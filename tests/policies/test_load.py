@@ -1,19 +1,25 @@
 """Every checkpoint and option that cannot be served is refused with its own sentence, before any weight is used."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import HEIGHT, WIDTH, observation
+from small_checkpoints import HEIGHT, WIDTH, observation, save_act
 
 from grasp_cube.policies.config import PolicyConfig
 from grasp_cube.policies.load import load_policy
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import PolicyError
+from grasp_cube.serve_policy import ServedConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,12 +147,257 @@ def test_a_config_that_lerobot_does_not_understand(broken):
     assert "a_new_field" in refusal(broken)
 
 
-def test_old_checkpoints_name_the_converter(broken):
-    """Before its processors, LeRobot kept the normalisation inside the weights."""
-    edit_tensors(broken, lambda t: t.update({"normalize_inputs.buffer_action.mean": torch.zeros(6)}))
-    assert "migrate_policy_normalization" in refusal(broken)
-    (broken / "policy_preprocessor.json").unlink()
-    assert "migrate_policy_normalization" in refusal(broken)
+def age(folder: Path) -> None:
+    """Bring a checkpoint into the form of LeRobot 0.3: statistics among the weights, no processors."""
+    stats = load_file(next(folder.glob("policy_preprocessor*normalizer*.safetensors")))
+
+    def put(tensors) -> None:
+        for name, value in stats.items():
+            feature, _, stat = name.rpartition(".")
+            if stat not in ("mean", "std"):
+                continue
+            for place in (
+                ["normalize_targets", "unnormalize_outputs"] if feature == "action" else ["normalize_inputs"]
+            ):
+                tensors[f"{place}.buffer_{feature.replace('.', '_')}.{stat}"] = value.clone()
+
+    edit_tensors(folder, put)
+    for file in folder.glob("policy_*processor*"):
+        file.unlink()
+
+
+def test_an_old_checkpoint_is_converted_in_memory(tmp_path):
+    """LeRobot's migration is the judge; it calls cam_high `cam.high`, which is understood as well."""
+    cameras = ("cam_high", "wrist")
+    new = save_act(tmp_path / "new", cameras)
+    old = Path(shutil.copytree(new, tmp_path / "old"))
+    age(old)
+    (old / "README.md").touch()
+    code = "import sys; from lerobot.processor import migrate_policy_normalization as m\n"
+    code += "from huggingface_hub import ModelCard; ModelCard.validate = lambda self, **k: None; m.main()"
+    command = [sys.executable, "-c", code, "--pretrained-path", str(old)]
+    subprocess.run(command, check=False, capture_output=True, timeout=300)
+    obs = observation(3, cameras)
+    chunks = {}
+    for folder in (new, old, tmp_path / "old_migrated"):
+        lines: list[str] = []
+        chunks[folder.name] = load_policy(folder, device="cpu", report=lines.append).get_actions(obs)
+        assert any("in memory" in line for line in lines) == (folder != new)
+    np.testing.assert_allclose(chunks["old"], chunks["old_migrated"], atol=1e-6)
+    np.testing.assert_allclose(chunks["old"], chunks["new"], atol=1e-6)
+    name = "normalize_inputs.buffer_observation_images_cam_high.std"
+    edit_tensors(old, lambda t: t[name].fill_(float("inf")))
+    assert "stats of observation.images.cam_high (std)" in refusal(old)
+    edit_tensors(old, lambda t: t.pop(name))
+    assert "stats of observation.images.cam_high are missing (std" in refusal(old)
+
+
+def add_input(folder: Path, name: str, kind: str, shape: list[int]) -> None:
+    """One more input in config.json."""
+    inputs = json.loads((folder / "config.json").read_text())["input_features"]
+    edit(folder / "config.json", input_features=inputs | {name: {"type": kind, "shape": shape}})
+
+
+def test_inputs_that_are_never_read_are_not_asked_for(broken, act):
+    """LeRobot lists whatever the dataset has; a step's old name and a rename_map are LeRobot's own, too."""
+    add_input(broken, "observation.effort", "STATE", [6])
+    add_input(broken, "observation.task", "LANGUAGE", [1])
+    file = broken / "policy_preprocessor.json"
+    names = {"observation.images.laptop": "observation.images.front"}
+    change = {"registry_name": "rename_processor", "config": {"rename_map": names}}
+    edit_step(file, "rename_observations_processor", lambda step: step.update(change))
+    edit_tensors(broken, lambda t: t.update({"model.encoder.position_ids": torch.arange(4)[None]}))
+    lines: list[str] = []
+    policy = load_policy(broken, device="cpu", report=lines.append)
+    assert [camera.name for camera in policy.spec.cameras] == ["laptop", "wrist"]
+    assert sum("observation.effort, observation.task" in line for line in lines) == 1
+    assert sum("observation.images.laptop fills observation.images.front" in line for line in lines) == 1
+    obs = observation(1)
+    obs["images"]["laptop"] = obs["images"].pop("front")
+    np.testing.assert_allclose(
+        policy.get_actions(obs), load_policy(act, device="cpu").get_actions(observation(1)), atol=1e-5
+    )
+    add_input(broken, "observation.environment_state", "ENV", [16])
+    assert "the state of a simulation, which no robot sends" in refusal(broken)
+
+
+@pytest.mark.parametrize("optimize", ["auto", "none"])
+def test_an_act_without_state_and_with_images_of_two_sizes(tmp_path, optimize, caplog):
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    inputs = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 96)),
+        "observation.image2": PolicyFeature(FeatureType.VISUAL, (3, 96, 64)),
+        "observation.images.wrist": PolicyFeature(FeatureType.VISUAL, (3, 64, 96)),
+    }
+    identity = dict.fromkeys(("VISUAL", "STATE"), "IDENTITY") | {"ACTION": "MEAN_STD"}
+    folder = save_act(tmp_path / "act", input_features=inputs, normalization_mapping=identity)
+    policy = load_policy(folder, device="cpu", optimize=optimize)
+    assert not caplog.records
+    assert [camera.name for camera in policy.spec.cameras] == ["image", "image2", "wrist"]
+    assert policy.spec.states == ()
+    random = np.random.default_rng(1)
+    frames = {
+        name: random.integers(0, 256, (*feature.shape[1:], 3), dtype=np.uint8)
+        for name, feature in inputs.items()
+    }
+    from lerobot.policies.act.modeling_act import ACTPolicy
+
+    model = ACTPolicy.from_pretrained(folder).eval()
+    batch = {name: torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for name, image in frames.items()}
+    chunk = model.predict_action_chunk(batch | {"observation.state": torch.zeros(1, 6)})[0]
+    stats = load_file(next(folder.glob("policy_postprocessor*.safetensors")))
+    wanted = chunk * stats["action.std"] + stats["action.mean"]
+    np.testing.assert_allclose(
+        policy.get_actions(frames), wanted.numpy(), atol=1e-2 if optimize == "auto" else 1e-4
+    )
+
+
+def test_a_diffusion_without_state_is_refused_before_anything_is_built(diffusion, tmp_path):
+    folder = Path(shutil.copytree(diffusion, tmp_path / "diffusion"))
+    inputs = json.loads((folder / "config.json").read_text())["input_features"]
+    del inputs["observation.state"]
+    edit(folder / "config.json", input_features=inputs)
+    assert "takes no observation.state" in refusal(folder)
+
+
+# ------------------------------------------------------------------------------------- places and names
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def replaced(name: str, content: bytes | str | None):
+    """A change of a folder: `name` holds `content`, is a link to it, or a folder (None)."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        if content is None:
+            (folder / name).mkdir()
+        elif isinstance(content, str):
+            (folder / name).symlink_to(content)
+        else:
+            (folder / name).write_bytes(content)
+
+    return change
+
+
+STATS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "policy_preprocessor.json", STATS, "embodiment.yaml"]
+)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (POINTER, "run `git lfs pull` in"),
+        (b"<!doctype html><html>", "is a web page"),
+        ("../blobs/0abc", "is a link to ../blobs/0abc, which is not there"),
+        (None, "is a folder; a file was expected"),
+    ],
+    ids=["lfs", "html", "link", "folder"],
+)
+def test_a_file_that_is_not_the_file_says_why(broken, file, content, words):
+    replaced(file, content)(broken)
+    assert words in refusal(broken)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize("part", ["..", "", "config.json", "model.safetensors", STATS])
+def test_what_may_not_be_read_names_the_permission(act, part):
+    """As another user, in a process of its own; pytest's own folders are closed to others."""
+    code = "import os, sys; from grasp_cube.policies.load import load_policy\n"
+    code += "import grasp_cube.policies.lerobot_checkpoint; os.setuid(65534)\n"
+    code += "load_policy(sys.argv[1], device='cpu')"
+    with tempfile.TemporaryDirectory() as above:
+        folder = Path(shutil.copytree(act, Path(above) / "act"))
+        for path in (Path(above), folder, *folder.iterdir()):
+            path.chmod(0o755)
+        closed = (folder / part).resolve()
+        closed.chmod(0)
+        command = [sys.executable, "-c", code, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert f"PolicyError: {closed} may not be read by this user (user id 65534" in done.stderr
+        assert "`sudo chmod " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (
+            "gs://openpi-assets/checkpoints/pi05_droid",
+            "gcloud storage cp -r gs://openpi-assets/checkpoints/pi05_droid",
+        ),
+        ("s3://bucket/runs/lift", "aws s3 cp --recursive s3://bucket/runs/lift checkpoints/lift"),
+        ("hf://me/lift", "hf download me/lift --local-dir checkpoints/lift"),
+        ("https://huggingface.co/me/lift/tree/main", "hf download me/lift --local-dir checkpoints/lift"),
+        ("me/lift", "hf download me/lift --local-dir checkpoints/lift"),
+        ("https://lab.example/lift.zip", "download the whole checkpoint folder first"),
+    ],
+)
+def test_a_checkpoint_elsewhere_says_how_to_bring_it(path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(path)
+
+
+def test_a_hub_id_in_the_local_cache_is_served(act, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--me--lift"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0abc")
+    shutil.copytree(act, place / "snapshots" / "0abc")
+    assert load_policy("me/lift", device="cpu").metadata["name"] == "lift"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "merge_and_unload()"),
+        (["model.safetensors.index.json", "model-00001-of-00002.safetensors"], "in several files"),
+        (["model.onnx"], "an ONNX export"),
+    ],
+)
+def test_weights_of_another_form_say_how_they_become_one(broken, files, words):
+    (broken / "model.safetensors").unlink()
+    for name in files:
+        (broken / name).touch()
+    assert words in refusal(broken)
+    (broken / "config.json").unlink()
+    assert words in refusal(broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "with_step"),
+    [
+        ("outputs/train/RUN/checkpoints/050000/pretrained_model", "RUN", "RUN-050000"),
+        ("outputs/train/RUN/checkpoints/last/pretrained_model/", "RUN", "RUN-last"),
+        ("checkpoints/pi05_droid/lab/29999", "lab", "lab-29999"),
+        ("hub/models--org--lift/snapshots/0abc", "lift", "lift"),
+        ("checkpoints/lift_act/.", "lift_act", "lift_act"),
+    ],
+)
+def test_a_checkpoint_is_called_as_its_run(path, name, with_step, tmp_path):
+    assert checkpoint_name(tmp_path / path) == name
+    assert checkpoint_name(tmp_path / path, with_step=True) == with_step
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "pretrained_model").symlink_to(tmp_path / path)
+    assert checkpoint_name(tmp_path / "best" / ".." / path) == name
+
+
+def test_runs_are_served_under_their_names(tmp_path):
+    def names(*paths: str) -> list[str]:
+        return [name for name, _ in ServedConfig(path=paths).each()]
+
+    one, two, three = (
+        "a/checkpoints/010/pretrained_model",
+        "a/checkpoints/020/pretrained_model",
+        "b/checkpoints/010",
+    )
+    assert names(one, three) == ["a", "b"]
+    assert names(one, two, three) == ["a-010", "a-020", "b"]
+    assert names(f"old={one}", two) == ["old", "a"]
+    assert names(one) == [""]
 
 
 # -------------------------------------------------------------------------------- normalisation, processors
@@ -296,9 +547,6 @@ def test_a_checkpoint_from_a_gpu_with_backbone_weights_of_the_hub_loads_here_off
     for which in ("pre", "post"):
         file = broken / f"policy_{which}processor.json"
         edit_step(file, "device_processor", lambda step: step["config"].update(device="cuda"))
-    file = broken / "policy_preprocessor.json"
-    renames = {"observation.images.cam": "observation.images.front"}
-    edit_step(file, "rename_observations_processor", lambda step: step["config"].update(rename_map=renames))
     actions = load_policy(broken, device="cpu").get_actions(observation(1))
     assert actions.shape == (10, 6)
 

@@ -247,7 +247,13 @@ def test_one_name_for_embedding_and_head_is_enough(broken, fast):
     def rename(tensors) -> None:
         del tensors["model.paligemma_with_expert.paligemma.lm_head.weight"]
         for name in list(tensors):
-            tensors[name.removeprefix("model.")] = tensors.pop(name)
+            old = name.removeprefix("model.")
+            # As transformers before 4.52 called PaliGemma's parts.
+            old = old.replace("paligemma.model.language_model", "paligemma.language_model.model")
+            old = old.replace("paligemma.model.", "paligemma.")
+            tensors[old] = tensors.pop(name)
+        tower = "paligemma_with_expert.paligemma.vision_tower.embeddings.position_ids"
+        tensors[tower] = torch.arange(4)[None]
 
     edit_tensors(broken, rename)
     np.testing.assert_array_equal(
