@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astribot_parts import CAMERAS, FPS, MakeEnv, MakeRun, Robot, assert_within_limits, spec_of
+from env_client.envs.astribot_make import ADDRESS
 from env_client.wire import CameraSpec, PolicySpec
 from numpy_policy import write_checkpoint
 from processes import policy_server, running
@@ -108,6 +109,35 @@ def test_every_way_out_stops_the_robot(
     assert ("the supervisor stopped the robot: the robot was stopped and stands" in client.output) == (
         how == "killed"
     )
+
+
+SLOW_SDK = """
+import time
+from virtual_astribot.client import Astribot as _Quick
+class Astribot(_Quick):
+    def stop_robot(self):
+        time.sleep(3)
+        return super().stop_robot()
+"""
+
+
+def test_a_stop_that_takes_long_is_not_killed(
+    make_client: Make, start_server: Make, robot: Robot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stop_robot` returns after three seconds, the supervisor for 1.5 s of silence: the control process itself stops it."""
+    folder = tmp_path / "core" / "astribot_api"
+    folder.mkdir(parents=True)
+    (folder / "astribot_client.py").write_text(SLOW_SDK)
+    monkeypatch.setenv(ADDRESS, robot.address)
+    client = make_client(
+        ["--env.type", "astribot", "--env.astribot.sdk-path", str(tmp_path), "--env.astribot.call-timeout-s", "2",
+         "--hang-timeout-s", "1.5", "--server", f"127.0.0.1:{start_server(**wave(spec_of(16, cameras=()))).port}",
+         "--max-frames", "5", "--no-move-to-ready", "--no-enable-camera", "--prompt", "x"]
+    )  # fmt: skip
+    assert client.wait(PATIENCE_S) == 0, client.output
+    assert "The robot was stopped and stands." in client.output
+    assert "the supervisor stopped the robot" not in client.output
+    assert len([entry for entry in robot.log if entry["kind"] == "stop_robot"]) == 1
 
 
 @pytest.mark.slow

@@ -33,6 +33,22 @@ def test_a_move_never_exceeds_the_filters_limits() -> None:
     rig.check_speed()
 
 
+@pytest.mark.parametrize(
+    ("flags", "goal"),
+    [
+        ({"max_velocity_per_frame": 0.2}, [80.0, -80.0, 0.0]),
+        ({"max_velocity": 0.1}, [0.0, 0.0, 95.0]),
+        ({"gripper_max_velocity": 1000.0}, [0.0, 0.0, 95.0]),
+    ],
+)
+def test_no_other_limit_makes_a_move_faster(flags: dict[str, float], goal: list[float]) -> None:
+    """Joints at most 0.75 rad/s, the gripper in the same proportion (100 %/s), whatever the filter allows."""
+    rig = Rig(safety=SafetyConfig(**flags))
+    assert rig.loop.move_to(np.array(goal)).reached
+    fastest = np.abs(np.diff(rig.sent, axis=0)).max(axis=0) / TICK / np.abs(rig.arm.spec.unit_per_rad)
+    assert (fastest <= np.where(rig.arm.spec.gripper, 100.0, 0.75) * (1 + 1e-3)).all()
+
+
 def test_a_move_leaves_held_joints_alone() -> None:
     """Part selection holds for our own paths too."""
     rig = Rig(safety=SafetyConfig(hold=("joint_1.pos",)))
@@ -51,6 +67,7 @@ def test_a_move_stops_and_gives_up_and_says_so() -> None:
     assert result.outcome == "not there"
     assert result.error is not None
     np.testing.assert_allclose(result.error, [-50, 0, -50])
+    assert "joint_0.pos stopped 50.0 (" in blocked.loop.said(result)
     gone = Rig(env_patience_s=1.0)
     gone.arm.on_read = away(10, 10**9)
     assert gone.loop.move_to(np.full(3, 50.0)).outcome == "env lost"

@@ -12,9 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from env_client.envs.env import EnvError
+from env_client.envs.make import make_env as make_robot
 from env_client.envs.so101 import SO101Env
 from env_client.envs.so101_arm import SO101Arm
 from kinematic_robot import calibration, until
+from test_lerobot import config as lerobot_config
 from virtual_so101.servo_log import goals_of
 from virtual_so101.twin import Twin
 
@@ -328,3 +330,40 @@ def test_torque_that_seems_to_be_off_is_asked_for_twice(second: int) -> None:
     assert flushed == [True]
     assert not answers
     assert said.startswith("gripper came back without torque") if second == 0 else said == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "arms", "degrees"), [("so101", 1, False), ("so101", 2, True), ("lerobot", 1, False)]
+)
+def test_a_joint_outside_its_range_stands_and_then_moves_inwards_slowly(
+    make_twin: Make, make_env: Make, tmp_path: Path, kind: str, arms: int, degrees: bool
+) -> None:
+    """The servos' log: the first goal is where the joint stands, 18 degrees outside; then 0.3 rad/s at most."""
+    twin = make_twin(arms)
+    name, pan = ("virtual", "virtual_right")[arms - 1], twin.chains[-1].servos[0]
+    path = tmp_path / "calibration" / f"{name}.json"
+    content = json.loads(path.read_text())
+    start = pan.position
+    low = start + 200
+    content["shoulder_pan"]["range_min"] = low
+    path.write_text(json.dumps(content))
+    pan.put("torque_enable", 0)
+    time.sleep(0.1)
+    pan.put("min_limit", low)
+    if kind == "lerobot":
+        env = make_robot(lerobot_config(tmp_path))
+    else:
+        env = make_env(arms, use_degrees=degrees)
+    env.connect()
+    env.engage()
+    time.sleep(0.3)
+    assert abs(pan.position - start) <= 2
+    goals = goals_of(twin.log.events())[(arms - 1, "shoulder_pan")]
+    assert abs(goals.ticks - start).max() <= 2
+    target = (env.spec.lower + env.spec.upper) / 2
+    target[6 * (arms - 1)] = env.spec.lower[6 * (arms - 1)]
+    assert until(lambda: (env.apply_action(target), time.sleep(0.03), pan.position >= low - 2)[-1])
+    goals = goals_of(twin.log.events())[(arms - 1, "shoulder_pan")]
+    assert np.abs(np.diff(goals.ticks)).max() <= 195 * 0.05 + 1
+    assert until(lambda: pan.get("min_limit") == low)
+    env.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,27 @@ def test_what_is_wrong_is_said(make_twin: Make, tmp_path: Path, capsys: pytest.C
     assert "✗ camera wrist, which the task needs, is missing" in capsys.readouterr().out
     assert check(tmp_path, "--env.robot.id", "nobody") == 2
     assert "has no calibration file" in capsys.readouterr().err
+
+
+def test_each_check_can_fail(make_twin: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A joint calibrated over 20 ticks, one outside its range, a slow camera: each by name, and the torque as it was."""
+    twin = make_twin(camera_port=0, camera_fps=2)
+    path = tmp_path / "calibration" / "virtual.json"
+    content = json.loads(path.read_text())
+    for servo, name, span in ((0, "shoulder_pan", 20), (1, "shoulder_lift", 700)):
+        at = twin.chains[0].servos[servo].position
+        low = at - 10 if span == 20 else at + 100
+        content[name].update(range_min=low, range_max=low + span)
+        twin.chains[0].servos[servo].put("min_limit", low)
+        twin.chains[0].servos[servo].put("max_limit", low + span)
+    path.write_text(json.dumps(content))
+    assert check(tmp_path, "--time-s", "2") == 1
+    said = capsys.readouterr().out
+    assert (
+        "the arm's shoulder_pan is calibrated over 20 ticks, at least 500 (44 degrees) were expected" in said
+    )
+    assert "the arm's shoulder_lift stands at" in said
+    assert "camera front gives" in said
+    assert "30 were expected (--fps)" in said
+    assert "in order" not in said
+    assert not [event for event in twin.log.events() if event["kind"] in ("goal", "torque")]

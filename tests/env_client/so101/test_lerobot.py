@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ def test_a_robot_of_lerobots(make_twin: Make, tmp_path: Path) -> None:
     twin = make_twin()
     env = make_env(config(tmp_path), task="lift")
     env.connect()
+    env.engage()
     assert env.spec.action_names[0] == "shoulder_pan.pos"
     assert env.spec.gripper.tolist() == [False] * 5 + [True]
     target = np.array([20, -10, 5, 0, 30, 80], np.float32)
@@ -80,3 +82,39 @@ def test_what_is_missing_is_said(make_twin: Make, tmp_path: Path) -> None:
         make_env(config(tmp_path, type="no_such_robot")).connect()
     with pytest.raises(EnvError, match="is not calibrated"):
         make_env(config(tmp_path, id="nobody")).connect()
+
+
+def test_nothing_but_relax_drops_the_torque(make_twin: Make, tmp_path: Path) -> None:
+    """Neither checking, connecting, closing nor the end of every reference: the servos' log has no torque off."""
+    twin = make_twin()
+    servos = twin.chains[0].servos
+
+    def torque_events() -> list[dict[str, Any]]:
+        return [event for event in twin.log.events() if event["kind"] == "torque"]
+
+    check = make_env(config(tmp_path), dry_run=True)
+    check.connect()
+    check.engage()
+    check.close()
+    del check
+    gc.collect()
+    assert not torque_events()
+    env = make_env(config(tmp_path))
+    env.connect()
+    assert not torque_events()
+    with pytest.raises(EnvError, match="call engage"):
+        env.apply_action(np.zeros(6, np.float32))
+    env.engage()
+    switched = torque_events()
+    assert env.without_torque() == []
+    assert len(env.ticks()) == 6
+    env.close()
+    del env
+    gc.collect()
+    check = make_env(config(tmp_path), dry_run=True)
+    check.connect()
+    check.close()
+    del check
+    gc.collect()
+    assert torque_events() == switched
+    assert all(servo.get("torque_enable") for servo in servos)

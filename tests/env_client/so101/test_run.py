@@ -64,7 +64,7 @@ def test_episodes_from_ready_to_rest(
     robot, server = start_robot(), start_server(horizon=30, delay_s=0.1)
     client = start_client(
         robot, server, "--episode-time-s", "1.6", "--num-episodes", "2", "--move-to-ready", "--on-exit", "rest-pose",
-        "--rest-velocity", "1.5", "--summary-path", str(tmp_path / "summary.json"),
+        "--rest-velocity", "1.5", "--max-velocity-per-frame", "0.2", "--summary-path", str(tmp_path / "summary.json"),
     )  # fmt: skip
     assert client.wait() == 0, client.output
     assert "Connected! ws://127.0.0.1" in client.output
@@ -77,6 +77,25 @@ def test_episodes_from_ready_to_rest(
     assert not any(robot.torque().values())
     pose = calibration().to_normalized(calibration().from_ticks(robot_pose(robot)))
     np.testing.assert_allclose(pose, [0, -98, 96, 74, 0, 10], atol=4)
+    assert_safe(robot, 1.5)
+
+
+@pytest.mark.slow
+def test_a_rest_pose_that_is_not_reached_is_no_success(
+    start_robot: Make, start_server: Make, start_client: Make
+) -> None:
+    """No joint comes as close as is asked for: tried twice, then each is named, the torque stays on, exit code 1."""
+    robot, server = start_robot(), start_server(horizon=30)
+    client = start_client(
+        robot, server, "--episode-time-s", "1", "--on-exit", "rest-pose", "--rest-velocity", "1.5",
+        "--loop.move-tolerance", "1e-9",
+    )  # fmt: skip
+    assert client.wait() == 1, client.output
+    assert "Once more, by way of the ready pose" in client.output
+    assert "The rest pose was not reached: " in client.output
+    assert "wrist_flex.pos stopped" in client.output
+    assert "The robot holds, torque on." in client.output
+    assert all(robot.torque().values())
     assert_safe(robot, 1.5)
 
 

@@ -36,6 +36,9 @@ ALIASES: dict[str, Any] = {
     "use-degrees": "env.use_degrees",
 }
 
+# A camera that gives less than this share of the rate, and a joint calibrated over fewer ticks, are out of order.
+_LEAST_RATE, _LEAST_TICKS = 0.5, 500
+
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -100,9 +103,9 @@ def _run(config: CheckConfig, wanted: Sequence[str]) -> int:
         readings = _read(env, config)
         print(_joints_table(env.spec, readings))
         print(_bus_table(env, readings, config.fps))
-        table, camera_problems = _camera_table(env, readings, config.output_dir)
+        table, camera_problems = _camera_table(env, readings, config)
         print(table)
-        problems = [*camera_problems, *_joint_problems(env.spec, readings)]
+        problems = [*camera_problems, *_joint_problems(env, readings)]
         problems += [
             f"camera {name}, which the task needs, is missing"
             for name in wanted
@@ -171,10 +174,10 @@ def _bus_table(env: Any, readings: Readings, fps: float) -> str:
     return text
 
 
-def _camera_table(env: Any, readings: Readings, folder: Path) -> tuple[str, list[str]]:
+def _camera_table(env: Any, readings: Readings, config: CheckConfig) -> tuple[str, list[str]]:
     import cv2
 
-    spec, problems = env.spec, []
+    spec, problems, folder = env.spec, [], config.output_dir
     rows = [("camera", "size", "fps", "age", "picture")]
     # A robot of another package may read its cameras by itself.
     rates = env.cameras.rates() if hasattr(env, "cameras") else {}
@@ -195,7 +198,14 @@ def _camera_table(env: Any, readings: Readings, folder: Path) -> tuple[str, list
             )
         )
         if age > 0.5:
-            problems.append(f"camera {name}'s last picture is {age:.1f} s old")
+            problems.append(
+                f"camera {name}'s last picture is {age:.1f} s old; look at its cable and its light"
+            )
+        if rates.get(name, config.fps) < _LEAST_RATE * config.fps:
+            problems.append(
+                f"camera {name} gives {rates[name]:.1f} pictures per second, {config.fps:g} were expected (--fps): give "
+                "it more light, a USB port of its own, or fewer pixels (width, height, fps in the camera file)"
+            )
         if int(image.max()) - int(image.min()) < 8:
             problems.append(f"camera {name} shows one colour only; is its cap on?")
     if not spec.cameras:
@@ -203,15 +213,33 @@ def _camera_table(env: Any, readings: Readings, folder: Path) -> tuple[str, list
     return f"{_table(rows)}\n", problems
 
 
-def _joint_problems(spec: EnvSpec, readings: Readings) -> list[str]:
-    """Joints outside their limits: with another arm's calibration they often are."""
-    last, span = readings.states[-1], spec.upper - spec.lower
-    outside = (last < spec.lower - 0.02 * span) | (last > spec.upper + 0.02 * span)
-    return [
-        f"{name} stands at {value:.1f}, outside its limits; calibrate this arm anew"
-        for name, value, wrong in zip(spec.action_names, last, outside, strict=True)
-        if wrong
-    ]
+def _joint_problems(env: Any, readings: Readings) -> list[str]:
+    """Joints outside their limits, and ranges that nobody swept: with another arm's calibration there often are."""
+    spec, last = env.spec, readings.states[-1]
+    cure = "calibrate this arm anew (lerobot-calibrate)"
+    ticks = env.ticks() if hasattr(env, "ticks") else {}
+    if not ticks:
+        room = 0.02 * (spec.upper - spec.lower)
+        outside = (last < spec.lower - room) | (last > spec.upper + room)
+        return [
+            f"{name} stands at {at:.1f}, its limits are {low:.1f} to {high:.1f}; {cure}"
+            for name, at, low, high, is_out in zip(
+                spec.action_names, last, spec.lower, spec.upper, outside, strict=True
+            )
+            if is_out
+        ]
+    problems = []
+    for name, (at, low, high) in ticks.items():
+        if high - low < _LEAST_TICKS:
+            problems.append(
+                f"{name} is calibrated over {high - low} ticks, at least {_LEAST_TICKS} (44 degrees) were expected: "
+                f"move it from stop to stop while you {cure}"
+            )
+        if not low - 0.02 * (high - low) <= at <= high + 0.02 * (high - low):
+            problems.append(
+                f"{name} stands at {at} ticks, its calibrated range is {low} to {high}: move it inside by hand, or {cure}"
+            )
+    return problems
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

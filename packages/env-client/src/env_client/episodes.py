@@ -88,7 +88,7 @@ class Episodes:
         status.phase("to the ready pose")
         move = self._loop.move_to(self._ready, stop=steering.stop)
         if not move.reached and not steering.stop.is_set():
-            raise EnvError(f"the ready pose was not reached ({move.outcome})")
+            raise EnvError(f"the ready pose was not reached: {self._loop.said(move)}")
         return move.reached
 
     def _episode(self, status: StatusThread, number: int) -> None:

@@ -49,7 +49,8 @@ __all__ = ["Rollout", "main"]
 
 # How long one attempt to reach a server that went away may take, seconds; the source keeps trying.
 _RECONNECT = 5.0
-# How long switching the motors on may take, seconds; then no more signs of life are given for it.
+# How long one order to the robot may take outside the loop (motors on, stop, relax), seconds; then no more signs of
+# life are given for it.
 _PATIENCE = 10.0
 
 
@@ -272,7 +273,7 @@ class Rollout:
         if self.config.loop.dry_run:
             self.console.say("Dry run: the motors are left alone.")
             return
-        self.heartbeat.arm(env.stop_plan(self.config.on_exit, self._poses["rest"], self.config.rest_velocity))
+        self.heartbeat.arm(env.stop_plan(self.config.on_exit, self._poses["rest"], self._rest_velocity))
         self._engaged = True
         self._patiently(env.engage)
 
@@ -298,13 +299,18 @@ class Rollout:
             with contextlib.suppress(EnvError):  # the loop waits for the robot, and says why
                 self._patiently(self._env.engage)
 
-    def _patiently(self, act: Callable[[], None]) -> None:
-        """Do what may take longer than the supervisor waits for a sign of life: setting up two arms' servos."""
+    @property
+    def _rest_velocity(self) -> float:
+        return min(self.config.rest_velocity, self.safety.joint_speed)
+
+    def _patiently[T](self, act: Callable[[], T]) -> T:
+        """Do what may take longer than the supervisor waits for a sign of life, such as setting up two arms' servos."""
         failure: list[Exception] = []
+        result: list[T] = []
 
         def run() -> None:
             try:
-                act()
+                result.append(act())
             except Exception as error:  # told in the control thread
                 failure.append(error)
 
@@ -317,6 +323,7 @@ class Rollout:
         thread.join()
         if failure:
             raise failure[0]
+        return result[0]
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -324,8 +331,10 @@ class Rollout:
         self._starting = False
         if self._engaged:
             try:
-                self.console.say(self._leave())
+                sentence, in_order = self._leave()
+                self.console.say(sentence)
                 self.heartbeat.disarm()
+                code = code or int(not in_order)
             except Exception as error:  # the supervisor sees that we never let go, and does it
                 self.console.say(f"run_env_client: the robot could not be left in order ({error})")
                 code = code or 1
@@ -350,31 +359,50 @@ class Rollout:
         except OSError as error:
             self.console.say(f"the summary {self.config.summary_path} cannot be written: {error}")
 
-    def _leave(self) -> str:
-        """Bring the robot into the state of `--on-exit`; what was reached. Raises `EnvError`."""
+    def _leave(self) -> tuple[str, bool]:
+        """Bring the robot into the state of `--on-exit`: what was reached, and whether it is that state. Raises `EnvError`."""
         env, how = self._env, self.config.on_exit
         assert env is not None
         if not self._clean and not isinstance(env, Stoppable):
-            env.hold()
-        rest = self._poses["rest"]
+            self._patiently(env.hold)
+        rest, ready = self._poses["rest"], self._poses["ready"]
+        way, reached = "", True
         if how == "rest-pose" and rest is not None:
             self.console.say("Going to the rest pose …")
-            move = self.loop.move_to(rest, stop=self.steering.leave(), velocity=self.config.rest_velocity)
-            if isinstance(env, Stoppable):
-                return f"The way to the rest pose: {move.outcome}. {env.stop()}"
-            if not move.reached:
-                env.hold()
-                return f"The rest pose was not reached ({move.outcome}); the robot holds where it is."
-            env.relax()
-            return "The robot lies in its rest pose, torque off."
+            stop = self.steering.leave()
+            move = self.loop.move_to(rest, stop=stop, velocity=self._rest_velocity)
+            if move.outcome == "not there" and ready is not None:
+                # From where it lay, something is in its way; the ready pose is above the table.
+                self.console.say(f"{self.loop.said(move)}. Once more, by way of the ready pose …")
+                self.loop.move_to(ready, stop=stop, velocity=self._rest_velocity)
+                move = self.loop.move_to(rest, stop=stop, velocity=self._rest_velocity)
+            way, reached = self.loop.said(move), move.reached
         if isinstance(env, Stoppable):
-            return env.stop()
-        if how == "relax":
-            env.relax()
-            return "Torque off."
-        # Proof that the robot can be reached and really holds what it was told last.
-        env.get_observation()
-        return "The robot holds its pose, torque on."
+            return (f"The way to the rest pose: {way}. " if way else "") + self._patiently(env.stop), reached
+        if how == "relax" or (way and reached):
+            self._patiently(env.relax)
+            sentence, on = self._torque(env)
+            return (
+                f"The robot lies in its rest pose, {sentence}." if way else f"{sentence.capitalize()}."
+            ), not on
+        if not reached:
+            self._patiently(env.hold)
+            return f"The rest pose was not reached: {way}. The robot holds, {self._torque(env)[0]}.", False
+        # Proof that the robot can be reached.
+        self._patiently(env.get_observation)
+        sentence, on = self._torque(env)
+        return f"The robot holds its pose, {sentence}.", on is not False
+
+    def _torque(self, env: LiveEnv) -> tuple[str, bool | None]:
+        """What the robot says of its torque, and whether it has any; None where it cannot be read. Raises `EnvError` when it is mixed."""
+        off = self._patiently(getattr(env, "without_torque", lambda: None))
+        if off is None:
+            return "its torque cannot be read", None
+        if 0 < len(off) < env.spec.action_dim:
+            raise EnvError(
+                f"{', '.join(off)} without torque, the others with it: look at their power and cables"
+            )
+        return ("torque off", False) if off else ("torque on", True)
 
 
 def _joint_names(names: tuple[str, ...], spec: EnvSpec) -> tuple[str, ...]:

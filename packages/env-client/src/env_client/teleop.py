@@ -19,6 +19,7 @@ from env_client.client_config import LeaderConfig
 from env_client.control import Origin, SourceStats
 from env_client.envs.env import EnvError, Observation
 from env_client.envs.so101_arm import JOINTS
+from env_client.envs.so101_bus import let_go, lives_on
 
 __all__ = ["LeaderArms", "LeaderSource"]
 
@@ -42,6 +43,7 @@ class LeaderArms:
         """Open the arms, limp, their calibration checked. Raises `EnvError`."""
         from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
+        lives_on()
         folder = self._config.calibration_dir
         names = (
             [self._config.id] if self._config.port else [f"{self._config.id}_{s}" for s in ("left", "right")]
@@ -68,10 +70,12 @@ class LeaderArms:
                 if calibrated:
                     arm.configure()
             except Exception as error:
+                let_go(arm)
                 raise EnvError(
                     f"the leader arm {name} cannot be reached: {' '.join(str(error).split())}"
                 ) from error
             if not calibrated:
+                let_go(arm)
                 raise EnvError(
                     f"the calibration in the leader arm {name} is not that of {arm.calibration_fpath}"
                 )
@@ -87,10 +91,7 @@ class LeaderArms:
 
     def close(self) -> None:
         for arm in self._arms:
-            try:
-                arm.bus.port_handler.closePort()
-            except Exception as error:  # a pulled plug
-                logger.debug("closing a leader arm: %s", error)
+            let_go(arm)
         self._arms = []
 
 

@@ -123,11 +123,12 @@ class SafetyFilter:
             raise ValueError(f"the robot's limits are {lower} to {upper}; lower <= upper was expected")
         # Commands are float32: the limits are rounded inwards, so that no rounding leaves them.
         self.lower, self.upper = _round_up(lower), _round_down(upper)
-        joint_speed = (
+        # The fastest that a joint may be commanded, rad/s.
+        self.joint_speed = (
             config.max_velocity_per_frame * fps if config.max_velocity_per_frame > 0 else config.max_velocity
         )
         # (A,) largest speed of each command, in the robot's unit per second.
-        self.speed = np.where(self._gripper, config.gripper_max_velocity, joint_speed) * scale
+        self.speed = np.where(self._gripper, config.gripper_max_velocity, self.joint_speed) * scale
         own = np.full(size, np.inf) if spec.speed is None else _vector(spec.speed, size, "speed")
         if not (own > 0).all():
             raise ValueError(f"the robot's own speed limits are {own}; numbers above 0 were expected")

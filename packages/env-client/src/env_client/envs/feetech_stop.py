@@ -149,10 +149,17 @@ def _open(port: str, until: float) -> FeetechBus:
 
 
 def _hold(arm: dict[str, Any], bus: FeetechBus) -> list[int]:
-    """Goal := measured pose within the range, torque on. The goal comes first: torque must not pull back."""
-    ticks = _within(arm, bus.positions(arm["ids"]))
-    bus.goals(arm["ids"], ticks)
-    bus.torque(arm["ids"], True)
+    """Goal := measured pose, torque on. The goal comes first: torque must not pull back. A joint outside its range
+    keeps the goal and the torque that it has: the servo would cut another goal to the range and jump there."""
+    ticks = bus.positions(arm["ids"])
+    inside = [
+        (servo, cut)
+        for servo, at, cut in zip(arm["ids"], ticks, _within(arm, ticks), strict=True)
+        if abs(at - cut) <= _ARRIVED
+    ]
+    ids = [servo for servo, _ in inside]
+    bus.goals(ids, [cut for _, cut in inside])
+    bus.torque(ids, True)
     return ticks
 
 

@@ -9,6 +9,7 @@ fails is reported at every tick, and the robot keeps its last command.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import pkgutil
 import time
@@ -22,6 +23,7 @@ from env_client.envs.cameras import CameraRig, read_camera_file
 from env_client.envs.env import EnvError, EnvSpec, Observation
 from env_client.envs.make import RobotFile
 from env_client.envs.robots import LeRobotConfig
+from env_client.envs.so101_bus import calibrated, let_go, lives_on, stand, ticks, torque_off
 from env_client.wire.spec import StateSpec
 
 __all__ = ["LeRobotEnv", "make_lerobot", "stop"]
@@ -64,6 +66,7 @@ class LeRobotEnv:
         self._file = file
         self._dry_run = dry_run
         self._robot: Any = None
+        self._engaged = False
         self._held: np.ndarray | None = None
         self._spec = _spec(file, file.joints, cameras.names)
 
@@ -76,7 +79,7 @@ class LeRobotEnv:
         return False
 
     def connect(self) -> None:
-        """Open cameras and robot. LeRobot's drivers switch the motors on here."""
+        """Open cameras and robot. A driver switches its motors on in its `configure`, which waits for `engage`."""
         self.cameras.connect()
         robot = _robot(self._fields)
         missing = set(self._spec.action_names) ^ set(robot.action_features)
@@ -88,24 +91,50 @@ class LeRobotEnv:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 robot.connect(calibrate=False)
-                calibrated = bool(robot.is_calibrated)
+                in_order = all(
+                    calibrated(part) if _is_feetech(part) else part.is_calibrated for part in _parts(robot)
+                )
                 break
             except Exception as error:
                 # One packet that went missing is no missing robot; LeRobot's drivers ask once.
                 if attempt == _ATTEMPTS or not isinstance(error, ConnectionError):
+                    _let_go(robot)
                     raise EnvError(f"{robot} cannot be reached: {' '.join(str(error).split())}") from error
-                with contextlib.suppress(Exception):
-                    robot.disconnect()
+                _let_go(robot)
                 robot = _robot(self._fields)
         self._robot = robot
-        if not calibrated:
+        if not in_order:
             self.close()
             raise EnvError(f"{robot} is not calibrated, or not as its file says; run lerobot-calibrate")
 
     def engage(self) -> None:
-        """LeRobot's `connect` has switched the motors on already."""
+        """Switch the motors on where the robot stands; once."""
+        if self._engaged or self._dry_run:
+            return
+        for part in _parts(self._robot):
+            configure = functools.partial(type(part).configure, part)
+            switch = functools.partial(stand, part, configure) if _is_feetech(part) else configure
+            self._do("switch on", switch)
+        self._engaged = True
+
+    def without_torque(self) -> list[str] | None:
+        """The joints whose motors are off, as they say it; None where the driver cannot be asked."""
+        buses = [part for part in _parts(self._robot) if hasattr(part, "bus")]
+        try:
+            return [name for part in buses for name in torque_off(part)] if buses else None
+        except Exception:  # a bus without that register
+            return None
+
+    def ticks(self) -> dict[str, tuple[int, int, int]]:
+        """Each joint's position, smallest and largest calibrated position, in ticks; empty where unknown."""
+        try:
+            parts = [part for part in _parts(self._robot) if hasattr(part, "bus")]
+            return {name: at for part in parts for name, at in ticks(part).items()}
+        except Exception:  # a bus without them
+            return {}
 
     def reset(self, seed: int | None = None) -> Observation:
+        self.engage()
         self._held = None
         return self.get_observation()
 
@@ -142,14 +171,19 @@ class LeRobotEnv:
         return None
 
     def relax(self) -> None:
-        """LeRobot's `disconnect`: most drivers switch the torque off there."""
-        if self._robot is not None and not self._dry_run:
-            self._do("relax", lambda: self._robot.disconnect())
-            self._robot = None
+        """Switch the torque off; a driver without a bus is disconnected, where most switch it off."""
+        if self._robot is None or self._dry_run:
+            return
+        buses = [part.bus for part in _parts(self._robot) if hasattr(part, "bus")]
+        for relax in [bus.disable_torque for bus in buses] or [self._robot.disconnect]:
+            self._do("relax", relax)
+        self._engaged = False
 
     def close(self) -> None:
         self.cameras.close()
-        # LeRobot's disconnect would drop most arms; the port closes with the process.
+        # LeRobot's disconnect would drop most arms.
+        if self._robot is not None:
+            _let_go(self._robot)
         self._robot = None
 
     def pose(self, values: Any, unit: str) -> np.ndarray:
@@ -166,6 +200,8 @@ class LeRobotEnv:
 
     def _send(self, action: np.ndarray) -> None:
         if not self._dry_run:
+            if not self._engaged:
+                raise EnvError("the robot's motors are off; call engage (or reset) first")
             named = {name: float(value) for name, value in zip(self._spec.action_names, action, strict=True)}
             self._do("command", lambda: self._robot.send_action(named))
 
@@ -186,8 +222,10 @@ def stop(fields: dict[str, Any], on_exit: str) -> str:
         return "its motors keep their last command; for another state use the robot's own switch"
     robot = _robot(fields)
     robot.connect(calibrate=False)
-    robot.disconnect()
-    return "disconnected by LeRobot's driver"
+    buses = [part.bus for part in _parts(robot) if hasattr(part, "bus")]
+    for relax in [bus.disable_torque for bus in buses] or [robot.disconnect]:
+        relax()
+    return "torque off" if buses else "disconnected by LeRobot's driver"
 
 
 def _robot(fields: dict[str, Any]) -> Any:
@@ -205,10 +243,39 @@ def _robot(fields: dict[str, Any]) -> Any:
         raise EnvError("--env.robot.type is needed: LeRobot's name of the robot, such as koch_follower")
     register_third_party_plugins()
     _register(str(kind), RobotConfig, lerobot.robots.__path__)
+    lives_on()
     try:
-        return make_robot_from_config(draccus.decode(RobotConfig, dict(fields)))
+        robot = make_robot_from_config(draccus.decode(RobotConfig, dict(fields)))
     except Exception as error:
         raise EnvError(f"LeRobot cannot make the robot {fields}: {' '.join(str(error).split())}") from error
+    for part in _parts(robot):
+        # Called by `connect`, it would switch torque off and on.
+        part.configure = lambda: None
+    return robot
+
+
+def _parts(robot: Any) -> list[Any]:
+    """The robot and those that it is made of, as a pair of arms is."""
+    if robot is None:
+        return []
+    from lerobot.robots import Robot
+
+    inner = [value for value in vars(robot).values() if isinstance(value, Robot)]
+    return [robot, *(part for value in inner for part in _parts(value))]
+
+
+def _is_feetech(part: Any) -> bool:
+    return type(getattr(part, "bus", None)).__name__ == "FeetechMotorsBus"
+
+
+def _let_go(robot: Any) -> None:
+    """Close the ports; torque and goals stay as they are."""
+    for part in _parts(robot):
+        if hasattr(getattr(part, "bus", None), "port_handler"):
+            let_go(part)
+        for camera in getattr(part, "cameras", {}).values():
+            with contextlib.suppress(Exception):  # it was not open
+                camera.disconnect()
 
 
 def _register(kind: str, registry: Any, path: Any) -> None:

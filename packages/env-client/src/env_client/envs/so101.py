@@ -23,6 +23,7 @@ from env_client.envs.cameras import CameraRig, read_camera_file
 from env_client.envs.env import EnvError, EnvSpec, Observation
 from env_client.envs.robots import BiSO101Config, SO101Config
 from env_client.envs.so101_arm import JOINTS, TICKS_PER_TURN, ArmConfig, Joint, SO101Arm
+from env_client.envs.so101_bus import ticks, torque_off
 from env_client.wire.spec import StateSpec
 
 __all__ = ["SO101Env", "make_so101"]
@@ -121,6 +122,14 @@ class SO101Env:
     def relax(self) -> None:
         """Switch the torque of all arms off. Raises `EnvError` after having tried each arm."""
         self._each(lambda index, arm: arm.relax())
+
+    def without_torque(self) -> list[str]:
+        """The joints whose motors are off, as the servos say it. Raises `EnvError`."""
+        return [f"{arm.name}'s {name}" for arm in self.arms for name in arm.ask(torque_off)]
+
+    def ticks(self) -> dict[str, tuple[int, int, int]]:
+        """Each joint's position, smallest and largest calibrated position, in ticks. Raises `EnvError`."""
+        return {f"{arm.name}'s {name}": at for arm in self.arms for name, at in arm.ask(ticks).items()}
 
     @property
     def spec(self) -> EnvSpec:

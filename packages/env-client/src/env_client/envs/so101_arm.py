@@ -21,6 +21,7 @@ import logging
 import termios
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,16 @@ from typing import Any
 import numpy as np
 
 from env_client.envs.env import EnvError
-from env_client.envs.so101_bus import PAUSE, let_go, said, silent, torque_off
+from env_client.envs.so101_bus import (
+    PAUSE,
+    calibrated,
+    let_go,
+    lives_on,
+    said,
+    silent,
+    stand,
+    torque_off,
+)
 
 __all__ = ["JOINTS", "ArmConfig", "Joint", "SO101Arm"]
 
@@ -137,8 +147,7 @@ class SO101Arm:
             return
         for attempt in range(_TRIES):
             try:
-                robot.configure()
-                self._hold_where_it_is(robot)
+                stand(robot, robot.configure)
                 break
             except Exception as error:
                 if attempt == _TRIES - 1 or not isinstance(error, ConnectionError):
@@ -153,6 +162,8 @@ class SO101Arm:
         robot = self._usable(limp_is_fine=True)
         try:
             robot.bus.disable_torque(num_retry=3)
+            if not robot.is_calibrated:  # limits that `stand` opened
+                robot.bus.write_calibration(robot.calibration)
         except Exception as error:
             raise self._failed(error) from error
         self._engaged = False
@@ -200,6 +211,14 @@ class SO101Arm:
         robot = self._usable()
         try:
             robot.send_action({f"{j}.pos": float(p) for j, p in zip(JOINTS, positions, strict=True)})
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """What a function of `so101_bus` reads from the driver, such as `ticks`."""
+        robot = self._usable(limp_is_fine=True)
+        try:
+            return question(robot)
         except Exception as error:
             raise self._failed(error) from error
 
@@ -270,7 +289,7 @@ class SO101Arm:
                 robot = self._open()
                 limp = self._without_torque(robot) if self._engaged else ""
                 if self._engaged and not limp:
-                    self._hold_where_it_is(robot)
+                    stand(robot)
             except Exception as error:
                 reason = said(error)
                 with self._lock:
@@ -317,7 +336,7 @@ class SO101Arm:
                     f"on {self.port} these servos of {self.name} do not answer: {', '.join(quiet)}; look at their "
                     "power and cables"
                 )
-            if not robot.is_calibrated:
+            if not calibrated(robot):
                 raise EnvError(
                     f"the calibration in the servos of {self.name} is not that of {robot.calibration_fpath}: is "
                     "this the right arm for --env.robot.id? Nothing was moved; calibrate it with LeRobot, or "
@@ -338,6 +357,7 @@ class SO101Arm:
             raise EnvError(
                 f"the SO-101 needs LeRobot ({error}); install env-client with the extra so101"
             ) from error
+        lives_on()
         return SO101Follower(
             SO101FollowerConfig(
                 port=self.port,
@@ -352,9 +372,6 @@ class SO101Arm:
                 num_read_retries=self._config.num_read_retries,
             )
         )
-
-    def _hold_where_it_is(self, robot: Any) -> None:
-        robot.bus.sync_write("Goal_Position", robot.bus.sync_read("Present_Position", num_retry=2))
 
     def _without_torque(self, robot: Any) -> str:
         """Empty when every motor is on, otherwise a sentence that names those that are not."""
