@@ -68,8 +68,8 @@ class Embodiment:
     """One robot as checkpoints see it."""
 
     name: str
-    # Unit of states and actions.
-    unit: str = "normalized"
+    # Unit of states and actions; None: it is the checkpoint's own (an SO-101 is recorded in two).
+    unit: str | None = None
     # Control rate of the recordings in Hz; None when unknown.
     fps: float | None = None
     # One name for each value of an action; empty: the values are numbered.
@@ -128,13 +128,14 @@ class Embodiment:
         The checkpoint decides which cameras there are; a feature that no camera of the embodiment claims is filled by
         the camera of the feature's own name. Raises `PolicyError` when one camera would fill two features.
         """
-        claimed = {camera.feature: (camera.name, camera.resize) for camera in self.cameras}
+        claimed = {camera.feature: camera for camera in self.cameras}
         specs: dict[str, CameraSpec] = {}
         for feature, (height, width) in features.items():
             own = feature.removeprefix(IMAGE_PREFIX)
             # A checkpoint with one nameless image calls the feature `observation.image`.
-            name, rule = claimed.get(feature, ("front" if own == "observation.image" else own, None))
-            specs[feature] = CameraSpec(name, height, width, rule or self.resize)
+            camera = claimed.get(feature) or Camera("front" if own == "observation.image" else own, feature)
+            rule = camera.resize or self.resize
+            specs[feature] = CameraSpec(camera.name, height, width, rule, camera.optional)
         taken = [spec.name for spec in specs.values()]
         double = sorted({name for name in taken if taken.count(name) > 1})
         if double:

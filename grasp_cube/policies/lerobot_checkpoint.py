@@ -27,6 +27,7 @@ from grasp_cube.policies.lerobot_files import (
 from grasp_cube.policies.lerobot_imports import load_processors, model_class
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import load_task
+from grasp_cube.policies.unit import choose_unit
 
 __all__ = ["Description", "describe", "load", "load_model", "processor_overrides", "stay_offline"]
 
@@ -125,10 +126,13 @@ def describe(
     embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
     embodiment.convert.check(files.state_size, files.action_dim, f"the embodiment {embodiment.name}")
     cameras = embodiment.camera_specs(files.images)
+    names = embodiment.names(files.action_dim)
+    unit, unit_source, known = choose_unit(embodiment, files.stats, names, folder)
     spec = PolicySpec(
         action_dim=files.action_dim,
-        action_names=embodiment.names(files.action_dim),
-        unit=embodiment.unit,
+        action_names=names,
+        unit=unit,
+        unit_source=unit_source,
         cameras=tuple(cameras.values()),
         states=embodiment.state_parts(files.state_size),
         fps=embodiment.fps,
@@ -139,7 +143,8 @@ def describe(
     report(f"checkpoint {folder}: {spec.type}, cameras {views}, chunks of {spec.horizon} x {spec.action_dim}")
     if task is not None:
         report(f"task {task.name}: {task.prompt!r}")
-    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
+    report(f"embodiment {embodiment.name}: {spec.fps or 'unknown'} Hz")
+    report(f"unit: {unit} ({known})")
     metadata = {
         "name": config.name or folder.name,
         "checkpoint": folder.name,

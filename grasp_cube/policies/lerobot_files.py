@@ -7,7 +7,7 @@ Error policy: `PolicyError`, one sentence that names the file.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class CheckpointFiles:
     # Names of the steps of the processors, as LeRobot's registry knows them.
     preprocessor_steps: tuple[str, ...]
     postprocessor_steps: tuple[str, ...]
+    # {feature: {statistic: values}} of state and action; those of relative actions are left out, as they have no unit bound.
+    stats: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> CheckpointFiles:
@@ -100,13 +102,16 @@ def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> C
     if state_size:
         features[STATE] = ("STATE", state_size)
     steps = []
+    stats: dict[str, dict[str, np.ndarray]] = {}
     for name, needed in ((PREPROCESSOR, features), (POSTPROCESSOR, {ACTION: ("ACTION", action_dim)})):
         entries = _processor_steps(folder / name, _STEPS | more_steps)
         kind = "normalizer_processor" if name == PREPROCESSOR else "unnormalizer_processor"
         found = [entry for entry in entries if entry.get("registry_name") == kind]
-        _check_stats(folder / name, found, needed, _map(config.get("normalization_mapping")))
+        stats |= _check_stats(folder / name, found, needed, _map(config.get("normalization_mapping")))
         steps.append(tuple(entry["registry_name"] for entry in entries))
-    return CheckpointFiles(folder, config, images, state_size, action_dim, steps[0], steps[1])
+    if any("relative" in step or "delta" in step or "absolute" in step for step in (*steps[0], *steps[1])):
+        stats.pop(ACTION, None)
+    return CheckpointFiles(folder, config, images, state_size, action_dim, steps[0], steps[1], stats)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -241,8 +246,9 @@ def _check_stats(
     normalizers: list[dict[str, Any]],
     features: dict[str, tuple[str, int]],
     mapping: dict[str, str],
-) -> None:
-    """Each feature {name: (type, size)} that is normalised must have its stats, of that size and finite."""
+) -> dict[str, dict[str, np.ndarray]]:
+    """Each feature {name: (type, size)} that is normalised must have its stats, of that size and finite; the stats of
+    state and action."""
     settings: dict[str, Any] = {}
     stats: dict[str, np.ndarray | None] = {}
     if normalizers:
@@ -282,6 +288,12 @@ def _check_stats(
             raise PolicyError(
                 f"{file} normalises {name} by {mode!r}; one of {', '.join(_STATS)} was expected"
             )
+    vectors: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in stats.items():
+        feature, _, stat = key.rpartition(".")
+        if feature in features and feature in (STATE, ACTION) and value is not None:
+            vectors.setdefault(feature, {})[stat] = value
+    return vectors
 
 
 def count_differences(missing: list[str], extra: list[str]) -> str:

@@ -226,6 +226,8 @@ def encode_observation(
     if spec.cameras:
         images: dict[str, np.ndarray | EncodedImage] = {}
         for camera in spec.cameras:
+            if camera.optional and camera.name not in observation.images:
+                continue
             if camera.name not in observation.images:
                 raise InvalidInput(
                     f"the policy looks through a camera {camera.name!r}; this robot has "
