@@ -233,7 +233,10 @@ def encode_observation(
                     f"the policy looks through a camera {camera.name!r}; this robot has "
                     f"{', '.join(observation.images) or 'none'}"
                 )
-            images[camera.name] = _fitted(observation.images[camera.name], camera, codecs)
+            try:
+                images[camera.name] = _fitted(observation.images[camera.name], camera, codecs)
+            except InvalidInput as error:
+                raise InvalidInput(f"the camera {camera.name!r} gives {error.message}") from error
         plain["images"] = images
     elif not codecs:
         plain["images"] = {name: decode_image(image) for name, image in observation.images.items()}
