@@ -68,7 +68,10 @@ class PolicySpec:
         """Plain values, as they stand under `policy` in the metadata."""
         plain = asdict(self)
         plain["action_names"] = list(self.action_names)
-        plain["cameras"] = [asdict(camera) for camera in self.cameras]
+        plain["cameras"] = [
+            {key: value for key, value in asdict(camera).items() if key != "optional" or value}
+            for camera in self.cameras
+        ]
         plain["states"] = [asdict(state) for state in self.states]
         return plain
 
