@@ -71,8 +71,8 @@ class Embodiment:
     """One robot as checkpoints see it."""
 
     name: str
-    # Unit of states and actions.
-    unit: str = "normalized"
+    # Unit of states and actions; None: it is the checkpoint's own (an SO-101 is recorded in two).
+    unit: str | None = None
     # Control rate of the recordings in Hz; None when unknown.
     fps: float | None = None
     # One name for each value of an action; empty: the values are numbered.
@@ -134,13 +134,14 @@ class Embodiment:
         the camera of the feature's own name, or of its name in `renamed` {feature: as the robot has it}.
         Raises `PolicyError` when one camera would fill two features.
         """
-        claimed = {camera.feature: (camera.name, camera.resize) for camera in self.cameras}
+        claimed = {camera.feature: camera for camera in self.cameras}
         specs: dict[str, CameraSpec] = {}
         for feature, (height, width) in features.items():
             before = renamed.get(feature, feature)
             own = before.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
-            name, rule = claimed.get(before, (own, None))
-            specs[feature] = CameraSpec(name, height, width, rule or self.resize)
+            camera = claimed.get(before) or Camera(own, before)
+            rule = camera.resize or self.resize
+            specs[feature] = CameraSpec(camera.name, height, width, rule, camera.optional)
         taken = [spec.name for spec in specs.values()]
         double = sorted({name for name in taken if taken.count(name) > 1})
         if double:

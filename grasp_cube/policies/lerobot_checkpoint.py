@@ -30,6 +30,7 @@ from grasp_cube.policies.lerobot_imports import RENAMED_STEPS, load_processors, 
 from grasp_cube.policies.places import checkpoint_name, unreadable
 from grasp_cube.policies.policy import Policy, PolicyError
 from grasp_cube.policies.task import load_task
+from grasp_cube.policies.unit import choose_unit
 
 __all__ = ["Description", "describe", "load", "load_model", "processor_overrides", "stay_offline"]
 
@@ -128,10 +129,13 @@ def describe(
     embodiment = choose_embodiment(config, folder, task, files.state_size, files.action_dim)
     embodiment.convert.check(files.state_size, files.action_dim, f"the embodiment {embodiment.name}")
     cameras = embodiment.camera_specs(files.images, files.renamed)
+    names = embodiment.names(files.action_dim)
+    unit, unit_source, known = choose_unit(embodiment, files.ranges, names, folder)
     spec = PolicySpec(
         action_dim=files.action_dim,
-        action_names=embodiment.names(files.action_dim),
-        unit=embodiment.unit,
+        action_names=names,
+        unit=unit,
+        unit_source=unit_source,
         cameras=tuple(cameras.values()),
         states=embodiment.state_parts(files.state_size),
         fps=embodiment.fps,
@@ -148,7 +152,8 @@ def describe(
         report(f"the robot's {files.renamed[feature]} fills {feature} (the checkpoint's rename_map)")
     if files.stats is not None:
         report("normalisation: brought from an older LeRobot's form into today's, in memory")
-    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
+    report(f"embodiment {embodiment.name}: {spec.fps or 'unknown'} Hz")
+    report(f"unit: {unit} ({known})")
     metadata = {
         "name": config.name or checkpoint_name(folder),
         "checkpoint": checkpoint_name(folder),

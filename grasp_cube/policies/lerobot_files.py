@@ -108,6 +108,8 @@ class CheckpointFiles:
     renamed: Mapping[str, str] = field(default_factory=dict)
     # {feature: {statistic: values}} where the processors are made anew, because the files hold none that can be used.
     stats: dict[str, dict[str, np.ndarray]] | None = None
+    # {feature: {statistic: values}} of state and action; those of relative actions are left out: they have no bounds.
+    ranges: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> CheckpointFiles:
@@ -129,23 +131,29 @@ def read_checkpoint(folder: Path, more_steps: frozenset[str] = frozenset()) -> C
             )
         needed = features | {ACTION: ("ACTION", action_dim)}
         taken = _stats_in_weights(folder / WEIGHTS, old, needed, mapping)
-        return CheckpointFiles(folder, config, images, state_size, action_dim, (), (), unread, stats=taken)
+        vectors = {name: taken[name] for name in (STATE, ACTION) if name in taken}
+        return CheckpointFiles(
+            folder, config, images, state_size, action_dim, (), (), unread, stats=taken, ranges=vectors
+        )
     steps: list[tuple[str, ...]] = []
     renamed: dict[str, str] = {}
     rebuilt: dict[str, dict[str, np.ndarray]] = {}
     misnamed: list[str] = []
+    ranges: dict[str, dict[str, np.ndarray]] = {}
     for name, needed in ((PREPROCESSOR, features), (POSTPROCESSOR, {ACTION: ("ACTION", action_dim)})):
         entries = _processor_steps(folder / name, _STEPS | more_steps)
         kind = "normalizer_processor" if name == PREPROCESSOR else "unnormalizer_processor"
         found = [entry for entry in entries if entry.get("registry_name") == kind]
-        rebuilt |= _check_stats(folder / name, found, needed, mapping, misnamed)
+        rebuilt |= _check_stats(folder / name, found, needed, mapping, misnamed, ranges)
         steps.append(tuple(entry["registry_name"] for entry in entries))
         for entry in entries:
             for before, now in _map(_map(entry.get("config")).get("rename_map")).items():
                 renamed[str(now)] = str(before)
     stats = rebuilt if misnamed else None
+    if any("relative" in step or "delta" in step or "absolute" in step for step in (*steps[0], *steps[1])):
+        ranges.pop(ACTION, None)
     return CheckpointFiles(
-        folder, config, images, state_size, action_dim, steps[0], steps[1], unread, renamed, stats
+        folder, config, images, state_size, action_dim, steps[0], steps[1], unread, renamed, stats, ranges
     )
 
 
@@ -331,11 +339,12 @@ def _check_stats(
     features: dict[str, tuple[str, int]],
     mapping: dict[str, str],
     misnamed: list[str],
+    ranges: dict[str, dict[str, np.ndarray]],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Each feature {name: (type, size)} that is normalised must have its stats, of that size and finite.
 
     Returns them. LeRobot's migration of old checkpoints writes `cam.high` for `cam_high`: such stats are found, too,
-    and added to `misnamed`.
+    and added to `misnamed`. All stats of state and action are added to `ranges`.
     """
     checked: dict[str, dict[str, np.ndarray]] = {}
     settings: dict[str, Any] = {}
@@ -368,6 +377,10 @@ def _check_stats(
         checked[name] = _checked(own, name, size, mode, file)
         if f"{name}.{next(iter(own))}" not in stats:
             misnamed.append(name)
+    for key, value in stats.items():
+        feature, _, stat = key.rpartition(".")
+        if feature in features and feature in (STATE, ACTION) and value is not None:
+            ranges.setdefault(feature, {})[stat] = value
     return checked
 
 

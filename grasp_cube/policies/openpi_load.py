@@ -13,6 +13,7 @@ from grasp_cube.policies.devices import choose_device, describe_device
 from grasp_cube.policies.openpi_checkpoint import OpenpiCheckpoint, read_openpi
 from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import Policy, PolicyError
+from grasp_cube.policies.unit import choose_unit
 
 __all__ = ["load", "load_with_lerobot"]
 
@@ -38,14 +39,21 @@ def load_with_lerobot(config: PolicyConfig, report: Callable[[str], None]) -> Po
     from grasp_cube.policies.tokenizer import find_tokenizer, foreign_tokens, load_tokenizer
 
     steps, rtc = check_pi_options(config, STEPS)
+    unit, unit_source, known = choose_unit(
+        embodiment,
+        {} if any(checkpoint.delta) else checkpoint.stats,
+        embodiment.action_names,
+        checkpoint.folder,
+    )
     spec = PolicySpec(
         type=checkpoint.type.removeprefix("tiny_"),
         action_dim=checkpoint.action_dim,
         horizon=_horizon(checkpoint, config),
         action_names=embodiment.action_names,
-        unit=embodiment.unit,
+        unit=unit,
+        unit_source=unit_source,
         cameras=tuple(
-            CameraSpec(camera.name, side, side, camera.resize or embodiment.resize)
+            CameraSpec(camera.name, side, side, camera.resize or embodiment.resize, camera.optional)
             for camera in checkpoint.cameras
         ),
         states=embodiment.states,
@@ -61,7 +69,7 @@ def load_with_lerobot(config: PolicyConfig, report: Callable[[str], None]) -> Po
     )
     relative = [name for name, delta in zip(embodiment.action_names, checkpoint.delta, strict=True) if delta]
     report(
-        f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz, "
+        f"embodiment {embodiment.name}: unit {spec.unit} ({known}), {spec.fps or 'unknown'} Hz, "
         f"{len(relative)} of {spec.action_dim} actions relative to the state; statistics of {checkpoint.asset_id}"
     )
     tokens = find_tokenizer(checkpoint.folder, config.tokenizer_path, report=report)

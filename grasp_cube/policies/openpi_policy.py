@@ -26,6 +26,7 @@ from grasp_cube.policies.openpi_checkpoint import openpi_embodiment, slotted_cam
 from grasp_cube.policies.openpi_config import load_openpi_config
 from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import Policy, PolicyError, PolicyRequest
+from grasp_cube.policies.unit import choose_unit
 
 __all__ = ["OpenpiPolicy", "installed", "load"]
 
@@ -67,14 +68,18 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
             f"openpi cannot make a policy of {folder} with the config {config.config_name!r}: {type(error).__name__}: "
             f"{' '.join(str(error).split()):.300}"
         ) from error
+    unit, unit_source, known = choose_unit(embodiment, {}, embodiment.action_names, folder)
     spec = PolicySpec(
         type="openpi",
         action_dim=len(embodiment.action_names),
         horizon=int(train.model.action_horizon),
         action_names=embodiment.action_names,
-        unit=embodiment.unit,
+        unit=unit,
+        unit_source=unit_source,
         cameras=tuple(
-            CameraSpec(camera.name, RESOLUTION, RESOLUTION, camera.resize or embodiment.resize)
+            CameraSpec(
+                camera.name, RESOLUTION, RESOLUTION, camera.resize or embodiment.resize, camera.optional
+            )
             for camera in slotted_cameras(embodiment)
         ),
         states=embodiment.states,
@@ -85,7 +90,7 @@ def load(config: PolicyConfig, report: Callable[[str], None]) -> Policy:
     report(
         f"checkpoint {folder}: openpi's {config.config_name}, chunks of {spec.horizon} x {spec.action_dim}"
     )
-    report(f"embodiment {embodiment.name}: unit {spec.unit}, {spec.fps or 'unknown'} Hz")
+    report(f"embodiment {embodiment.name}: unit {spec.unit} ({known}), {spec.fps or 'unknown'} Hz")
     metadata = {
         **(getattr(policy, "metadata", None) or {}),
         "name": config.name or checkpoint_name(folder),

@@ -81,7 +81,9 @@ def _name_tokenizer(file: Path, tokenizer: Path) -> None:
 
 def embodiment_yaml(embodiment: Embodiment, source: str) -> str:
     """The embodiment as the text of a file that stands by itself; `source` says where it came from."""
-    settings: dict[str, Any] = {"name": embodiment.name, "base": NO_BASE, "unit": embodiment.unit}
+    settings: dict[str, Any] = {"name": embodiment.name, "base": NO_BASE}
+    if embodiment.unit is not None:
+        settings["unit"] = embodiment.unit
     if embodiment.fps is not None:
         settings["fps"] = embodiment.fps
     settings["action_names"] = list(embodiment.action_names)

@@ -35,7 +35,7 @@ def write_report(out: Path, report: dict[str, Any]) -> None:
         f"A small {config['type']} checkpoint for LeRobot 0.6.1, trained from {begun} for "
         f"{config['steps']} steps of {config['batch_size']} samples on the {report['frames']} frames "
         f"({report['episodes']} episodes) of `{config['dataset']}`. Images are {config['image_size']} "
-        f"({config['resize']}), states and actions in the unit `{config['unit']}`. "
+        f"({config['resize']}), states and actions in the unit `{config['unit'] or 'that the dataset has'}`. "
         f"The weights are stored in half precision ({size:.1f} MB); loading makes them float32.",
         "",
         "Made by",

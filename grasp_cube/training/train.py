@@ -72,8 +72,8 @@ class TrainConfig:
     eval_dataset: str | None = None
     # Embodiment in configs/embodiments that the checkpoint names.
     embodiment: str = "so101"
-    # Unit of the dataset's states and actions: normalized, degrees or rad.
-    unit: str = "normalized"
+    # Unit of the dataset's states and actions: normalized, degrees or rad; default: the checkpoint does not declare one.
+    unit: str | None = None
     # Prompt that the checkpoint names; default: the dataset's first task.
     prompt: str | None = None
 
@@ -135,7 +135,7 @@ def train_checkpoint(config: TrainConfig) -> dict[str, Any]:
     losses = trainer.run(state)
     embodiment = {
         "base": config.embodiment,
-        "unit": config.unit,
+        **({"unit": config.unit} if config.unit else {}),
         "resize": config.resize,
         "fps": frames.meta.fps,
         "prompt": config.prompt or str(frames.meta.tasks.index[0]),

@@ -218,13 +218,13 @@ def test_what_does_not_fit_is_said_with_both_numbers(datasets):
     assert "degrees, the dataset in normalized" in misfits(one, spec(unit="degrees"), "the dataset")[0]
     camera = CameraSpec("top", 4, 4)
     assert (
-        "top, which the dataset lacks; it has front, wrist"
+        "top, which the dataset lacks; it has front, wrist: add --env.cameras front=top"
         in misfits(one, spec(cameras=(camera,)), "the dataset")[0]
     )
     camera = CameraSpec("front", 480, 640)
     assert misfits(one, spec(cameras=(camera,)), "the dataset", {"front": (480, 640)}) == []
     assert (
-        "480x640 and nothing else, the dataset has 96x128"
+        "640x480 (width x height) and nothing else, the dataset has 128x96"
         in (misfits(one, spec(cameras=(camera,)), "the dataset", {"front": (96, 128)})[0])
     )
     assert "orders its actions" in misfits(one, spec(action_names=one.action_names[::-1]), "the dataset")[0]

@@ -72,7 +72,7 @@ def test_flat_spellings_are_read_where_they_are_unambiguous(obs):
         (images(front=np.zeros((3, 24, 32), np.uint8)), ["camera 'front'", "[3, 24, 32]"]),
         (images(front=np.zeros((24, 32, 3), np.float32)), ["camera 'front'", "float32", "uint8"]),
         (images(front="front.jpg"), ["camera 'front'", "str"]),
-        (images(front=np.zeros((48, 64, 3), np.uint8)), ["camera 'front'", "48x64", "24x32", "'none'"]),
+        (images(front=np.zeros((48, 64, 3), np.uint8)), ["camera 'front'", "64x48", "32x24", "'none'"]),
         (
             without("states", "left_arm"),
             ["'left_arm' is missing", "came right_arm", "left_arm (6,), right_arm (6,)"],

@@ -118,7 +118,7 @@ def test_an_image_of_the_right_size_is_not_touched():
 
 def test_none_refuses_another_size():
     """Both sizes are said."""
-    with pytest.raises(InvalidInput, match="48x64 where the policy takes 24x32"):
+    with pytest.raises(InvalidInput, match=r"64x48 \(width x height\) where the policy takes 32x24"):
         resize_image(picture(), 24, 32, "none")
 
 
@@ -148,3 +148,14 @@ def test_growing_interpolates():
     grown = resize_image(picture(), 96, 128, "stretch")
     assert np.abs(grown.astype(int) - cv2.resize(picture(), (128, 96))).max() == 0
     assert (np.diff(grown[0, :, 0].astype(int)) >= 0).all()
+
+
+def test_a_picture_on_its_side_is_not_stretched():
+    """Portrait where the policy takes landscape; a square takes both."""
+    portrait = np.zeros((64, 48, 3), np.uint8)
+    with pytest.raises(
+        InvalidInput, match=r"48x64 \(width x height\) where the policy takes 32x24: it lies on its side"
+    ):
+        resize_image(portrait, 24, 32, "stretch")
+    assert resize_image(portrait, 24, 24, "stretch").shape == (24, 24, 3)
+    assert resize_image(portrait, 24, 32, "pad").shape == (24, 32, 3)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from env_client.envs.env import EnvError
 from env_client.envs.make import make_env as make_robot
+from env_client.envs.robots import SO101Config, SO101RobotConfig
 from env_client.envs.so101 import SO101Env
 from env_client.envs.so101_arm import SO101Arm
+from env_client.wire import PolicySpec
 from kinematic_robot import calibration, until
 from test_lerobot import config as lerobot_config
 from virtual_so101.servo_log import goals_of
@@ -83,6 +85,28 @@ def test_degrees(make_twin: Make, make_env: Make) -> None:
     pose = env.pose([10, -20, 30, 40, 50, 60], "normalized")
     assert pose[0] == pytest.approx(10 / 100 * env.spec.upper[0], rel=1e-3)
     assert pose[5] == 60
+
+
+def test_the_arm_takes_the_policys_unit(make_twin: Make, tmp_path: Path) -> None:
+    """The same numbers from a policy in degrees and from one in normalized move the servo to where each means."""
+    twin = make_twin()
+    (tmp_path / "none.json").write_text("{}")
+    robot = SO101RobotConfig(
+        port=str(tmp_path / "port0"), id="virtual", calibration_dir=str(tmp_path / "calibration")
+    )
+    for unit, use_degrees in (("degrees", False), ("normalized", True)):
+        made = SO101Config(
+            robot=robot, camera_config_path=str(tmp_path / "none.json"), use_degrees=use_degrees
+        )
+        env = make_robot(made, policy=PolicySpec("test", 6, 10, unit=unit))
+        env.connect()
+        env.engage()
+        assert env.spec.unit == unit
+        go(env, np.array([45, 0, 0, 0, 0, 50], np.float32))
+        reached = twin.world.positions(0)[0]
+        expected = np.pi / 4 if unit == "degrees" else 45 / env.spec.unit_per_rad[0]
+        assert reached == pytest.approx(expected, abs=0.01)
+        env.close()
 
 
 def test_two_arms_left_first(make_twin: Make, make_env: Make) -> None:

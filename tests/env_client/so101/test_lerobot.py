@@ -13,6 +13,7 @@ import pytest
 from env_client.envs.env import EnvError
 from env_client.envs.make import make_env
 from env_client.envs.robots import LeRobotConfig
+from env_client.wire import PolicySpec
 from kinematic_robot import calibration, until
 
 Make = Callable[..., Any]
@@ -118,3 +119,26 @@ def test_nothing_but_relax_drops_the_torque(make_twin: Make, tmp_path: Path) -> 
     gc.collect()
     assert torque_events() == switched
     assert all(servo.get("torque_enable") for servo in servos)
+
+
+def test_the_policys_unit(make_twin: Make, tmp_path: Path) -> None:
+    """A policy in degrees drives the same driver in degrees: the joint stands where the degrees say."""
+    twin = make_twin()
+    policy = PolicySpec("test", 6, 10, unit="degrees", unit_source="declared")
+    env = make_env(config(tmp_path), policy=policy)
+    env.connect()
+    assert env.spec.unit == "degrees"
+    joint = calibration().joints[0]
+    assert env.spec.upper[0] == pytest.approx((joint.range_max - joint.range_min) / 2 * 360 / 4095)
+    np.testing.assert_allclose(env.spec.unit_per_rad[:5], 57.3, rtol=0.06)
+    target = np.array([45, -10, 5, 0, 30, 80], np.float32)
+    assert until(
+        lambda: (
+            env.apply_action(target) is None
+            and (time.sleep(0.03) or abs(twin.world.positions(0)[0] - np.pi / 4) < 0.01)
+        )
+    )
+    np.testing.assert_allclose(
+        env.pose([10, 0, 0, 0, 0, 60], "normalized")[[0, 5]], [env.spec.upper[0] / 10, 60]
+    )
+    env.close()

@@ -115,10 +115,8 @@ def test_two_arms(start_robot: Make, start_server: Make, start_client: Make) -> 
 @pytest.mark.parametrize(
     ("options", "flags", "sentence"),
     [
-        ({"unit": "degrees"}, [], "the policy works in the unit degrees, the robot (so101) in normalized"),
-        slow(
-            {}, ["--env.use-degrees"], "the policy works in the unit normalized, the robot (so101) in degrees"
-        ),
+        ({"unit": "rad"}, [], "the policy works in the unit rad, the robot (so101) in normalized"),
+        slow({}, ["--policy-unit", "degrees"], "the server says that its policy works in normalized"),
         slow({"action_dim": 12}, [], "the policy gives actions of 12 values, the robot (so101) has 6"),
         slow(
             {"cameras": [{"name": "side", "height": 480, "width": 640, "resize": "none"}]},

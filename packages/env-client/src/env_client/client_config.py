@@ -114,7 +114,7 @@ class ClientConfig:
     config_name: str | None = None
     # Device that the server loads it on: cpu, cuda, cuda:N or mps; default: the server's own.
     device: str | None = None
-    # Unit of a server that does not say it: normalized, degrees or rad.
+    # Unit of the policy, where the server does not say it or only assumes it: normalized, degrees or rad.
     policy_unit: str | None = None
     # How chunks are executed: sync asks when one is used up, async asks ahead, ensemble averages, rtc lets the server continue the motion.
     execution: Literal["sync", "async", "ensemble", "rtc"] = "async"

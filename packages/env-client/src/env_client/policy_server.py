@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,15 @@ from env_client.grpc_client_policy import SCHEME, GrpcClientPolicy
 from env_client.websocket_client_policy import ConnectionLost, WebsocketClientPolicy
 from env_client.wire import ErrorCode, InvalidInput, PolicySpec, RemoteError
 
-__all__ = ["PolicyClient", "SamePolicy", "connect", "describe", "plain_spec", "require_policy"]
+__all__ = [
+    "PolicyClient",
+    "SamePolicy",
+    "connect",
+    "describe",
+    "plain_spec",
+    "require_policy",
+    "settled_unit",
+]
 
 PolicyClient = WebsocketClientPolicy | GrpcClientPolicy
 
@@ -114,6 +123,31 @@ def describe(client: PolicyClient) -> str:
         return f"{kind} server at {client.url}, which does not describe its policy."
     cameras = ", ".join(f"{c.name} {c.height}x{c.width} ({c.resize})" for c in spec.cameras) or "no camera"
     return f"{client.url} serves {spec.type}: {spec.horizon} actions of {spec.action_dim} values ({spec.unit}) from {cameras}."
+
+
+def settled_unit(
+    policy: PolicySpec, flag: str | None, *, real: bool, say: Callable[[str], None]
+) -> PolicySpec:
+    """The policy in the unit that `--policy-unit` confirms. Raises `EnvError` where the flag contradicts the server, or
+    where a real robot would be driven in a unit that the server only assumes."""
+    if policy.unit_source != "assumed":
+        if flag not in (None, policy.unit):
+            raise EnvError(
+                f"--policy-unit is {flag}, but the server says that its policy works in {policy.unit} "
+                f"({policy.unit_source or 'declared'}): leave the flag out, or start the server with --policy.unit {flag}. "
+                "Nothing was moved."
+            )
+        return policy
+    if flag is not None:
+        return replace(policy, unit=flag, unit_source="declared")
+    if real:
+        raise EnvError(
+            f"the server assumes that its policy works in {policy.unit}; nothing in the checkpoint says so, and a real "
+            "robot is not driven on an assumption: give --policy-unit degrees (LeRobot's default for SO-100 and SO-101 "
+            "since 0.4.4) or --policy-unit normalized, as the policy was trained. Nothing was moved."
+        )
+    say(f"Note: that the policy works in {policy.unit} is assumed; --policy-unit says otherwise.")
+    return policy
 
 
 def plain_spec(

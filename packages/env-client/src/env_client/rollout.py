@@ -30,12 +30,23 @@ from env_client.console import Console, ConsoleHandler
 from env_client.control import ControlLoop, SafetyFilter, make_source
 from env_client.control.heartbeat import Heartbeat
 from env_client.control.network import encode_observation
+from env_client.envs.astribot_config import AstribotConfig
+from env_client.envs.config import EnvConfig
 from env_client.envs.env import EnvError, EnvSpec
 from env_client.envs.make import LiveEnv, OwnSafety, RobotFile, Stoppable, make_env, read_robot_file
+from env_client.envs.robots import BiSO101Config, SO101Config, VirtualConfig
 from env_client.episodes import Episodes
 from env_client.fit import doubts, misfits
 from env_client.keys import Keys
-from env_client.policy_server import PolicyClient, SamePolicy, connect, describe, plain_spec, require_policy
+from env_client.policy_server import (
+    PolicyClient,
+    SamePolicy,
+    connect,
+    describe,
+    plain_spec,
+    require_policy,
+    settled_unit,
+)
 from env_client.sidecar.config import SidecarConfig
 from env_client.sidecar.describe import describe_run
 from env_client.sidecar.feed import SidecarFeed
@@ -199,16 +210,19 @@ class Rollout:
         client.connect_timeout_s = _RECONNECT
         require_policy(client)
         self.console.say(f"Connected! {describe(client)}")
+        spec = client.spec and settled_unit(
+            client.spec, config.policy_unit, real=_is_real(config.env), say=self.console.say
+        )
         env = self._env = make_env(
-            config.env,
+            _in_unit(config.env, config.policy_unit),
             task=self._prompt,
             dry_run=config.loop.dry_run,
-            policy=client.spec,
+            policy=spec,
             action_dim=getattr(client, "dimensions", (0, 0))[1] or None,
         )
         env.connect()
         self._file = read_robot_file(config.env, env.spec.type)
-        self._policy = self._fit(client, env, task)
+        self._policy = self._fit(client, spec, env, task)
         self.fps = config.fps or self._policy.fps or 30.0
         safety = replace(config.safety, hold=_joint_names(config.safety.hold, env.spec))
         if isinstance(env, OwnSafety):
@@ -241,12 +255,10 @@ class Rollout:
         self._follow(env)
         self._engage(env)
 
-    def _fit(self, client: PolicyClient, env: LiveEnv, task: Task) -> PolicySpec:
+    def _fit(self, client: PolicyClient, known: PolicySpec | None, env: LiveEnv, task: Task) -> PolicySpec:
         """The policy's spec, when policy, robot and task belong together. Raises `EnvError` otherwise."""
         spec, name = env.spec, f"the robot ({env.spec.type})"
-        policy = client.spec or plain_spec(
-            spec, self.config.policy_unit, client, getattr(env, "plain_states", ())
-        )
+        policy = known or plain_spec(spec, self.config.policy_unit, client, getattr(env, "plain_states", ()))
         found = misfits(spec, policy, name)
         if task.action_dim is not None and task.action_dim != policy.action_dim:
             found.append(
@@ -403,6 +415,20 @@ class Rollout:
                 f"{', '.join(off)} without torque, the others with it: look at their power and cables"
             )
         return ("torque off", False) if off else ("torque on", True)
+
+
+def _is_real(config: EnvConfig) -> bool:
+    """Whether motors move that can do harm."""
+    return not isinstance(config, VirtualConfig) and not (
+        isinstance(config, AstribotConfig) and config.astribot.virtual
+    )
+
+
+def _in_unit(config: EnvConfig, unit: str | None) -> EnvConfig:
+    """For a server that does not describe its policy: the arm in the unit that --policy-unit says."""
+    if unit is not None and isinstance(config, SO101Config | BiSO101Config | VirtualConfig):
+        return replace(config, use_degrees=unit == "degrees")
+    return config
 
 
 def _joint_names(names: tuple[str, ...], spec: EnvSpec) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -271,10 +271,18 @@ def _refuse_misfits(env: DatasetEnv, client: WebsocketClientPolicy, config: Data
     if client.spec is None:
         return  # a plain openpi server does not say what it takes
     name = f"the dataset {config.dataset_path}"
-    found = misfits(env.spec, client.spec, name, env.camera_sizes)
+    policy = client.spec
+    if policy.unit_source == "assumed":
+        policy = replace(policy, unit=env.known_unit or policy.unit)
+        print(
+            f"Note: that the policy works in {policy.unit} is assumed (serve it with --policy.unit).",
+            flush=True,
+        )
+    env.take_unit(policy.unit)
+    found = misfits(env.spec, policy, name, env.camera_sizes)
     if found:
         raise EnvError("; ".join(found))
-    for sentence in doubts(env.spec, client.spec, name):
+    for sentence in doubts(env.spec, policy, name):
         print(f"Note: {sentence}.", flush=True)
 
 

@@ -226,12 +226,17 @@ def encode_observation(
     if spec.cameras:
         images: dict[str, np.ndarray | EncodedImage] = {}
         for camera in spec.cameras:
+            if camera.optional and camera.name not in observation.images:
+                continue
             if camera.name not in observation.images:
                 raise InvalidInput(
                     f"the policy looks through a camera {camera.name!r}; this robot has "
                     f"{', '.join(observation.images) or 'none'}"
                 )
-            images[camera.name] = _fitted(observation.images[camera.name], camera, codecs)
+            try:
+                images[camera.name] = _fitted(observation.images[camera.name], camera, codecs)
+            except InvalidInput as error:
+                raise InvalidInput(f"the camera {camera.name!r} gives {error.message}") from error
         plain["images"] = images
     elif not codecs:
         plain["images"] = {name: decode_image(image) for name, image in observation.images.items()}

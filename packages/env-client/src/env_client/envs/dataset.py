@@ -6,6 +6,7 @@ behind the last tick. A thread decodes a few ticks ahead, so that reading an obs
 Error policy: `EnvError` in a sentence, also for what goes wrong in the thread.
 """
 
+import json
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from env_client.envs.config import EnvConfig
 from env_client.envs.dataset_files import EpisodeRows, LeRobotFiles
 from env_client.envs.env import EnvError, EnvSpec, Observation
 from env_client.wire.spec import StateSpec
+from env_client.wire.unit import beyond_normalized
 
 __all__ = ["DatasetEnv", "DatasetEnvConfig"]
 
@@ -39,8 +41,8 @@ class DatasetEnvConfig(EnvConfig):
     dataset_path: Path = Path("datasets/lift")
     # Episodes to replay, in this order, such as 0,3; all when none is named.
     episodes: tuple[int, ...] = ()
-    # Unit of states and actions: normalized, degrees or rad (a dataset does not say it).
-    unit: str = "normalized"
+    # Unit of states and actions: normalized, degrees or rad; default: what the statistics show, else the policy's.
+    unit: str | None = None
     # Names of cameras in the dataset that the policy calls otherwise, such as top=front.
     cameras: dict[str, str] = field(default_factory=dict)
     # Parts of the state and their sizes, such as arm=6; by default they follow from the names of the joints.
@@ -51,6 +53,7 @@ class DatasetEnv:
     """An `Env` that replays episodes. Raises `EnvError` when the dataset cannot be read."""
 
     def __init__(self, config: DatasetEnvConfig):
+        self._config = config
         self.files = LeRobotFiles(config.dataset_path)
         # The indices of the episodes that are replayed, in order.
         self.episodes = config.episodes or tuple(self.files.episodes)
@@ -62,12 +65,19 @@ class DatasetEnv:
                 f"--env.cameras names {', '.join(unknown)}; {config.dataset_path} has {', '.join(self.files.cameras)}"
             )
         self._renamed = {name: config.cameras.get(name, name) for name in self.files.cameras}
-        self.spec = _spec(self.files, config, tuple(self._renamed.values()))
+        # What the flag says, or the dataset's statistics show; None: nothing tells.
+        self.known_unit = config.unit or _shown_unit(self.files)
+        self.spec = _spec(self.files, config, self.known_unit or "normalized", tuple(self._renamed.values()))
         self._turn = -1
         self._tick = 0
         self._rows: EpisodeRows | None = None
         self._decoder: _Decoder | None = None
         self._images: dict[str, np.ndarray] = {}
+
+    def take_unit(self, unit: str) -> None:
+        """Take a policy's unit where nothing tells the dataset's own."""
+        if self.known_unit is None:
+            self.spec = _spec(self.files, self._config, unit, self.spec.cameras)
 
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:
@@ -203,10 +213,20 @@ class _Decoder:
         return False
 
 
-def _spec(files: LeRobotFiles, config: DatasetEnvConfig, cameras: tuple[str, ...]) -> EnvSpec:
+def _shown_unit(files: LeRobotFiles) -> str | None:
+    try:
+        stats = json.loads((files.root / "meta" / "stats.json").read_text(encoding="utf-8"))
+        beyond = beyond_normalized(files.action_names, stats)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None  # a dataset without usable statistics is replayed all the same
+    # Only an arm whose joints carry LeRobot's names is recorded in one of the two units.
+    return "degrees" if beyond and beyond[0].endswith(".pos") else None
+
+
+def _spec(files: LeRobotFiles, config: DatasetEnvConfig, unit: str, cameras: tuple[str, ...]) -> EnvSpec:
     names = files.action_names
     gripper = np.array(["gripper" in name for name in names])
-    bounded = config.unit == "normalized"
+    bounded = unit == "normalized"
     lower = np.where(gripper, 0.0, -100.0) if bounded else np.full(len(names), -np.inf)
     upper = np.full(len(names), 100.0 if bounded else np.inf)
     places = {name: index for index, name in enumerate(files.state_names)}
@@ -214,10 +234,10 @@ def _spec(files: LeRobotFiles, config: DatasetEnvConfig, cameras: tuple[str, ...
     return EnvSpec(
         type="dataset",
         action_names=names,
-        unit=config.unit,
+        unit=unit,
         lower=lower,
         upper=upper,
-        unit_per_rad=np.where(gripper, 1.0, UNIT_PER_RAD.get(config.unit, 1.0)),
+        unit_per_rad=np.where(gripper, 1.0, UNIT_PER_RAD.get(unit, 1.0)),
         gripper=gripper,
         state_index=np.array(
             [places.get(name, min(index, last)) for index, name in enumerate(names)], np.int64

@@ -13,6 +13,7 @@ import functools
 import importlib
 import pkgutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ _ATTEMPTS = 3
 
 
 def make_lerobot(
-    config: LeRobotConfig, file: RobotFile, *, task: str = "", dry_run: bool = False
+    config: LeRobotConfig, file: RobotFile, unit: str, *, task: str = "", dry_run: bool = False
 ) -> LeRobotEnv:
     """The env that a config and a robot file describe, not yet connected."""
     cameras = CameraRig(
         read_camera_file(Path(config.camera_config_path)) if config.camera_config_path else {},
         frozen_after_s=config.frozen_camera_s,
     )
-    return LeRobotEnv(dict(config.robot), file, cameras, task=task, dry_run=dry_run)
+    return LeRobotEnv(dict(config.robot), file, cameras, unit, task=task, dry_run=dry_run)
 
 
 class LeRobotEnv:
@@ -51,6 +52,7 @@ class LeRobotEnv:
         fields: dict[str, Any],
         file: RobotFile,
         cameras: CameraRig,
+        unit: str,
         *,
         task: str = "",
         dry_run: bool = False,
@@ -69,6 +71,10 @@ class LeRobotEnv:
         self._engaged = False
         self._held: np.ndarray | None = None
         self._spec = _spec(file, file.joints, cameras.names)
+        # The policy's unit; a driver that reads in one unit only keeps that of its robot file.
+        self._unit = unit if {unit, file.unit} <= {"normalized", "degrees"} else file.unit
+        # (action_dim,) how many of the unit are one of the robot file's.
+        self._scale: np.ndarray = np.ones(len(file.joints))
 
     @property
     def spec(self) -> EnvSpec:
@@ -81,13 +87,14 @@ class LeRobotEnv:
     def connect(self) -> None:
         """Open cameras and robot. A driver switches its motors on in its `configure`, which waits for `engage`."""
         self.cameras.connect()
-        robot = _robot(self._fields)
+        robot = self._make()
         missing = set(self._spec.action_names) ^ set(robot.action_features)
         if missing:
             raise EnvError(
                 f"the robot's action values are {', '.join(robot.action_features)}; the robot file describes "
                 f"{', '.join(self._spec.action_names)}"
             )
+        self._take_unit(robot)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 robot.connect(calibrate=False)
@@ -101,11 +108,49 @@ class LeRobotEnv:
                     _let_go(robot)
                     raise EnvError(f"{robot} cannot be reached: {' '.join(str(error).split())}") from error
                 _let_go(robot)
-                robot = _robot(self._fields)
+                robot = self._make()
         self._robot = robot
         if not in_order:
             self.close()
             raise EnvError(f"{robot} is not calibrated, or not as its file says; run lerobot-calibrate")
+
+    def _make(self) -> Any:
+        return _robot(self._fields, self._unit if self._unit in ("normalized", "degrees") else None)
+
+    def _take_unit(self, robot: Any) -> None:
+        """Limits and scales of the robot file in the unit that the driver really reads in. Raises `EnvError`."""
+        if self._unit == self._file.unit:
+            return
+        per_file: list[float] = []
+        for name, gripper in zip(self._spec.action_names, self._spec.gripper, strict=True):
+            joint = name.removesuffix(".pos")
+            bus: Any = getattr(robot, "bus", None)
+            if joint.startswith(("left_", "right_")):
+                side, _, joint = joint.partition("_")
+                bus = getattr(getattr(robot, f"{side}_arm", None), "bus", None)
+            motor = getattr(bus, "motors", {}).get(joint)
+            found = getattr(bus, "calibration", {}).get(joint)
+            mode = "degrees" if motor is None else motor.norm_mode.value
+            if gripper:
+                per_file.append(1.0)
+            elif found is None or motor is None or (mode == "degrees") != (self._unit == "degrees"):
+                raise EnvError(
+                    f"the driver of {robot} cannot read {name} in {self._unit}, the policy's unit (calibration: "
+                    f"{'none' if found is None else 'there'}): calibrate it, or serve a policy in {self._file.unit}"
+                )
+            else:
+                steps = bus.model_resolution_table[motor.model] - 1
+                degrees = (found.range_max - found.range_min) * 180.0 / steps / 100.0
+                per_file.append(degrees if self._unit == "degrees" else 1.0 / degrees)
+        self._scale = np.array(per_file)
+        spec = self._spec
+        self._spec = replace(
+            spec,
+            unit=self._unit,
+            lower=(spec.lower * self._scale).astype(np.float32),
+            upper=(spec.upper * self._scale).astype(np.float32),
+            unit_per_rad=spec.unit_per_rad * self._scale,
+        )
 
     def engage(self) -> None:
         """Switch the motors on where the robot stands; once."""
@@ -189,11 +234,11 @@ class LeRobotEnv:
     def pose(self, values: Any, unit: str) -> np.ndarray:
         """A pose from the robot file, (action_dim,)."""
         pose = np.asarray(values, np.float32)
-        if pose.shape != (self._spec.action_dim,) or unit != self._spec.unit:
+        if pose.shape != (self._spec.action_dim,) or unit != self._file.unit:
             raise EnvError(
-                f"a pose of {pose.size} values in {unit}; {self._spec.action_dim} in {self._spec.unit} expected"
+                f"a pose of {pose.size} values in {unit}; {self._spec.action_dim} in {self._file.unit} expected"
             )
-        return pose
+        return (pose * self._scale).astype(np.float32)
 
     def stop_plan(self, on_exit: str, rest_pose: np.ndarray | None, speed_rad_s: float) -> StopPlan:
         return StopPlan("env_client.envs.lerobot:stop", {"fields": self._fields, "on_exit": on_exit})
@@ -228,7 +273,8 @@ def stop(fields: dict[str, Any], on_exit: str) -> str:
     return "torque off" if buses else "disconnected by LeRobot's driver"
 
 
-def _robot(fields: dict[str, Any]) -> Any:
+def _robot(fields: dict[str, Any], unit: str | None = None) -> Any:
+    """LeRobot's driver object; with a `unit`, one that reads in it where it can read in two."""
     try:
         import draccus
         import lerobot.robots
@@ -245,7 +291,11 @@ def _robot(fields: dict[str, Any]) -> Any:
     _register(str(kind), RobotConfig, lerobot.robots.__path__)
     lives_on()
     try:
-        robot = make_robot_from_config(draccus.decode(RobotConfig, dict(fields)))
+        config = draccus.decode(RobotConfig, dict(fields))
+        for part in (config, *vars(config).values()):
+            if unit is not None and hasattr(part, "use_degrees"):
+                part.use_degrees = unit == "degrees"
+        robot = make_robot_from_config(config)
     except Exception as error:
         raise EnvError(f"LeRobot cannot make the robot {fields}: {' '.join(str(error).split())}") from error
     for part in _parts(robot):

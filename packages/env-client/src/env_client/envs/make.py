@@ -87,7 +87,7 @@ def make_env(
 ) -> LiveEnv:
     """The env for a config; `task` is the prompt that its observations carry. Raises `EnvError`.
 
-    A robot that can be driven in several layouts takes that of `policy`, or the one of `action_dim` values.
+    A robot that can be driven in several layouts or units takes those of `policy`, or the layout of `action_dim` values.
     """
     if isinstance(config, AstribotConfig):
         from env_client.envs.astribot_make import make_astribot
@@ -95,6 +95,9 @@ def make_env(
         astribot = make_astribot(config, task=task, dry_run=dry_run)
         astribot.suit(policy, action_dim)
         return cast(LiveEnv, astribot)
+    if policy is not None and isinstance(config, SO101Config | BiSO101Config | VirtualConfig):
+        # LeRobot's driver reads both units: the arm takes the policy's, so that they cannot differ.
+        config = replace(config, use_degrees=policy.unit == "degrees")
     if isinstance(config, VirtualConfig):
         from env_client.envs.virtual import attach
 
@@ -113,7 +116,8 @@ def make_env(
                 "LeRobot does not say (configs/robots/lerobot.yaml is an example)"
             )
         file = read_robot_file(config, "lerobot")
-        return cast(LiveEnv, make_lerobot(config, file, task=task, dry_run=dry_run))
+        unit = policy.unit if policy is not None else file.unit
+        return cast(LiveEnv, make_lerobot(config, file, unit, task=task, dry_run=dry_run))
     if isinstance(config, PlugInConfig):
         return config.make_env(task=task, dry_run=dry_run)
     raise EnvError(f"run_env_client drives robots; {type(config).__name__} is none (see run_fake_env_client)")

@@ -63,7 +63,7 @@ class SO101Config(LiveEnvConfig):
     """One SO-101 arm."""
 
     robot: SO101RobotConfig = field(default_factory=SO101RobotConfig)
-    # The arm's joints in degrees instead of -100..100; it must be what the policy was trained with.
+    # The arm's joints in degrees instead of -100..100; a policy that is connected decides it.
     use_degrees: bool = False
 
 
@@ -73,7 +73,7 @@ class BiSO101Config(LiveEnvConfig):
     """Two SO-101 arms, left first."""
 
     robot: BiSO101RobotConfig = field(default_factory=BiSO101RobotConfig)
-    # The arms' joints in degrees instead of -100..100; it must be what the policy was trained with.
+    # The arms' joints in degrees instead of -100..100; a policy that is connected decides it.
     use_degrees: bool = False
 
 
@@ -94,7 +94,7 @@ class VirtualConfig(LiveEnvConfig):
     end_on_success: bool = False
     # File that gets everything that the virtual servos were told.
     servo_log: str | None = None
-    # The joints in degrees instead of -100..100; it must be what the policy was trained with.
+    # The joints in degrees instead of -100..100; a policy that is connected decides it.
     use_degrees: bool = False
 
 

@@ -117,7 +117,7 @@ def _damaged(image: EncodedImage) -> InvalidInput:
 def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np.ndarray:
     """An (H, W, 3) uint8 image brought to (height, width, 3) by the rule of a policy's spec.
 
-    "none" only checks the size; "stretch" ignores the aspect ratio; "pad" keeps it and fills with black,
+    "none" only checks the size; "stretch" ignores the aspect ratio, but refuses a picture on its side; "pad" keeps it and fills with black,
     centred; "crop" keeps it and cuts the overhang, centred. Shrinking averages areas, growing interpolates.
     "openpi" pads as well, but to the pixel as openpi does it: sizes rounded down, Pillow's bilinear filter.
     Robots, dataset makers and training all call this, so that a policy meets the pixels that it learned from.
@@ -128,10 +128,15 @@ def resize_image(image: np.ndarray, height: int, width: int, mode: Resize) -> np
         return image
     if mode == "none":
         raise InvalidInput(
-            f"an image of {h}x{w} where the policy takes {height}x{width} and its resize rule is 'none': set the "
+            f"an image of {w}x{h} (width x height) where the policy takes {width}x{height} and its resize rule is 'none': set the "
             "camera to that size, or the embodiment's resize to stretch, pad or crop"
         )
     if mode == "stretch":
+        if (h - w) * (height - width) < 0:
+            raise InvalidInput(
+                f"an image of {w}x{h} (width x height) where the policy takes {width}x{height}: it lies on its side, and is "
+                'not stretched; turn it ("rotation": 90 or -90 in the camera file), or serve with --policy.resize pad'
+            )
         return _scale(image, height, width)
     if mode not in get_args(Resize):
         raise InvalidInput(f"the resize rule {mode!r}; one of {', '.join(get_args(Resize))} was expected")

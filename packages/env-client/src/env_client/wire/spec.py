@@ -5,6 +5,7 @@ from typing import Any
 
 from env_client.wire.errors import InvalidInput, shown
 from env_client.wire.images import Resize
+from env_client.wire.unit import UnitSource
 
 __all__ = ["CameraSpec", "PolicySpec", "StateSpec"]
 
@@ -20,6 +21,8 @@ class CameraSpec:
     width: int
     # How another size is brought to it: none | stretch | pad | crop | openpi.
     resize: Resize = "none"
+    # Whether the policy also answers an observation without it.
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class PolicySpec:
     action_names: tuple[str, ...] = ()
     # Unit of states and actions: normalized (-100..100, gripper 0..100), degrees, rad, ...
     unit: str = "normalized"
+    # How the unit is known: declared | inferred | assumed; None: the server does not say.
+    unit_source: UnitSource | None = None
     cameras: tuple[CameraSpec, ...] = ()
     states: tuple[StateSpec, ...] = ()
     # Consecutive control ticks that one inference looks at, the current one included.
@@ -63,7 +68,10 @@ class PolicySpec:
         """Plain values, as they stand under `policy` in the metadata."""
         plain = asdict(self)
         plain["action_names"] = list(self.action_names)
-        plain["cameras"] = [asdict(camera) for camera in self.cameras]
+        plain["cameras"] = [
+            {key: value for key, value in asdict(camera).items() if key != "optional" or value}
+            for camera in self.cameras
+        ]
         plain["states"] = [asdict(state) for state in self.states]
         return plain
 
@@ -77,7 +85,13 @@ class PolicySpec:
             known = {key: plain[key] for key in cls.__dataclass_fields__ if key in plain}
             known["action_names"] = tuple(str(name) for name in plain.get("action_names", ()))
             known["cameras"] = tuple(
-                CameraSpec(str(c["name"]), int(c["height"]), int(c["width"]), c.get("resize", "none"))
+                CameraSpec(
+                    str(c["name"]),
+                    int(c["height"]),
+                    int(c["width"]),
+                    c.get("resize", "none"),
+                    bool(c.get("optional", False)),
+                )
                 for c in plain.get("cameras", ())
             )
             known["states"] = tuple(
