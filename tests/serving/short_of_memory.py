@@ -1,18 +1,19 @@
-"""`serve_policy` on a device with little memory: `python short_of_memory.py FITS serve_policy's flags`.
+"""`serve_policy` on a device with little memory: `python short_of_memory.py FILE serve_policy's flags`.
 
-The models are real. Each forward of more than FITS observations raises the error that torch raises when a GPU is full.
+The models are real. Each convolution of more images than the number in FILE raises the error that torch raises when a
+GPU is full.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-FITS = int(sys.argv.pop(1))
+FITS = Path(sys.argv.pop(1))
 
 
 def check_memory(module: torch.nn.Module, inputs: tuple) -> None:
-    size = next((value.shape[0] for value in inputs if isinstance(value, torch.Tensor)), 0)
-    if type(module).__name__ == "Conv2d" and size > FITS:
+    if isinstance(module, torch.nn.Conv2d) and inputs[0].shape[0] > int(FITS.read_text()):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 

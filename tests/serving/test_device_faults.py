@@ -3,14 +3,18 @@
 import concurrent.futures
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from env_client.wire import WireError
 from numpy_policy import Options, expected_chunk, write_checkpoint
+from processes import running
 from serving_parts import CAMERAS, client, get, make_observation, serving
+from small_checkpoints import save_act
 
 from grasp_cube.policies.devices import is_out_of_memory
 
@@ -75,6 +79,49 @@ def test_a_request_without_memory_is_refused_and_the_server_lives(start):
         assert get(port, "/readyz")[0] == 200
         assert json.loads(get(port, "/status")[1])["queue"] == 0
         assert server.end() == 0
+
+
+def test_a_real_model_without_memory_is_answered_in_smaller_batches(tmp_path):
+    """LeRobot's ACT in a batch that does not fit: each client gets its chunk; where nothing fits, OVERLOADED."""
+    fits = tmp_path / "fits"
+    fits.write_text("2")
+    checkpoint = save_act(tmp_path / "act", size=(24, 32))
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("short_of_memory.py")),
+        fits,
+        "--policy.path",
+        checkpoint,
+    ]
+    command += [
+        "--policy.optimize",
+        "none",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--batching.max-wait-ms",
+        "1000",
+    ]
+    with running(*map(str, command)) as server:
+        port = int(server.wait_for(r"Waiting for client connections at ws://127\.0\.0\.1:(\d+)")[1])
+        obs = make_observation()
+
+        def ask(_: int) -> dict:
+            with client(port) as policy:
+                return policy.infer(obs)
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            replies = list(pool.map(ask, range(6)))
+        assert "no memory for" in server.output
+        assert max(reply["server_timing"]["batch_size"] for reply in replies) <= 2
+        for reply in replies:
+            np.testing.assert_allclose(reply["actions"], replies[0]["actions"], atol=1e-4)
+        fits.write_text("0")
+        error = refused(port)
+        assert (error.code, error.retry_after_ms) == ("OVERLOADED", 1000)
+        fits.write_text("2")
+        np.testing.assert_allclose(ask(0)["actions"], replies[0]["actions"], atol=1e-4)
 
 
 @pytest.mark.parametrize(
