@@ -15,6 +15,7 @@ from typing import Any, Literal
 from env_client.cli import CliError, fail, parse
 
 from grasp_cube.policies.config import PolicyConfig
+from grasp_cube.policies.places import checkpoint_name
 from grasp_cube.policies.policy import PolicyError
 
 __all__ = ["EvaluateConfig", "main"]
@@ -97,7 +98,8 @@ def evaluate(config: EvaluateConfig) -> str:
     from grasp_cube.evaluation.episodes import format_table, summarize
     from grasp_cube.evaluation.picture import draw
 
-    name = config.policy.name or Path(config.policy.path or config.task).name
+    path = config.policy.path
+    name = config.policy.name or (checkpoint_name(path, with_step=True) if path else config.task)
     folder = config.output_dir or Path("outputs/evaluate") / name
     folder.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, dict[str, Any]] = {}

@@ -43,8 +43,13 @@ def run_over_the_wire(
     command += ["--env.seed", str(seeds[0]), "--env.end-on-success", "--num-episodes", str(len(seeds))]
     command += ["--port", str(port), "--episode-time-s", str(time_s), "--on-exit", "relax", "--no-panel"]
     command += ["--summary-path", str(summary), "--log-dir", str(log), *arguments]
+    # A summary of an earlier run would be taken for this one's.
+    summary.unlink(missing_ok=True)
     with output.open("w") as stream:
-        client = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment())
+        # Without a terminal: a key that is pressed there must not hold the run.
+        client = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=environment()
+        )
     try:
         while client.poll() is None:
             time.sleep(_LOOK_S)
@@ -53,10 +58,13 @@ def run_over_the_wire(
         if client.poll() is None:
             client.send_signal(signal.SIGINT)
             client.wait()
-    if not summary.is_file():
+    results = json.loads(summary.read_text())["episodes"] if summary.is_file() else []
+    if client.returncode != 0 or len(results) != len(seeds):
         said = output.read_text(errors="replace").strip().splitlines()
-        raise RuntimeError(f"the client wrote no summary: {said[-1] if said else 'it said nothing'}")
-    results = json.loads(summary.read_text())["episodes"]
+        raise RuntimeError(
+            f"the client ended with exit code {client.returncode} after {len(results)} of {len(seeds)} episodes: "
+            f"{said[-1] if said else 'it said nothing'} (see {output})"
+        )
     motion = read_motion(log)
     return [
         Episode(
@@ -66,5 +74,5 @@ def run_over_the_wire(
             starved=result["starved"],
             **motion.get(result["episode"], {}),
         )
-        for seed, result in zip(seeds, results, strict=False)
+        for seed, result in zip(seeds, results, strict=True)
     ]

@@ -1,12 +1,15 @@
 """The command, on what the repository ships."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from needs_gl import needs_gl
+
+from grasp_cube.evaluation.over_the_wire import run_over_the_wire
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +53,24 @@ def test_the_shipped_checkpoint_sorts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     alone = json.loads((tmp_path / "report.json").read_text())["runs"]["in-process"]
     assert alone["successes"] >= 1
+
+
+def test_the_summary_of_an_earlier_run_is_not_this_ones(tmp_path: Path) -> None:
+    """The client finds no server: its exit code and sentence are told, whatever lay in the folder."""
+    stale = {"episodes": [{"episode": 0, "success": True, "steps": 9, "starved": 0}]}
+    (tmp_path / "client.json").write_text(json.dumps(stale))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(RuntimeError, match=r"exit code 2 after 0 of 1 episodes: .*no policy server"):
+            run_over_the_wire(
+                nobody.getsockname()[1],
+                "lift",
+                [1000],
+                tmp_path,
+                time_s=5.0,
+                arguments=["--connect-timeout-s", "1"],
+                on_episode=lambda done: None,
+            )
 
 
 @pytest.mark.parametrize(
