@@ -57,6 +57,21 @@ def robot_pose(robot: Any, arm: int = 0) -> np.ndarray:
     return np.array(robot.control.call("pose", arm=arm)["ticks"])
 
 
+def test_a_dataset_that_cannot_be_continued_is_refused_before_the_motors(
+    start_robot: Make, start_server: Make, start_client: Make, tmp_path: Path
+) -> None:
+    """A folder with other files: one sentence, exit code 2, and the servos were told nothing."""
+    robot, server = start_robot(), start_server(horizon=30)
+    (tmp_path / "notes.txt").write_text("no dataset")
+    client = start_client(
+        robot, server, "--record.dataset-path", str(tmp_path), "--record.dir", str(tmp_path / "records"),
+        "--no-enable-logging",
+    )  # fmt: skip
+    assert client.wait() == 2, client.output
+    assert "holds files and is no LeRobot dataset: name a new --record.dataset-path" in client.output
+    assert not [event for event in robot.events() if event["kind"] in ("torque", "goal")]
+
+
 def test_episodes_from_ready_to_rest(
     start_robot: Make, start_server: Make, start_client: Make, tmp_path: Path
 ) -> None:

@@ -50,11 +50,11 @@ from env_client.policy_server import (
 from env_client.sidecar.config import SidecarConfig
 from env_client.sidecar.describe import describe_run
 from env_client.sidecar.feed import SidecarFeed
-from env_client.sidecar.types import Mark
+from env_client.sidecar.types import Mark, RunInfo
 from env_client.steering import Steering
 from env_client.summary import write_results
 from env_client.websocket_client_policy import ConnectionLost
-from env_client.wire import InvalidInput, PolicySpec, WireError
+from env_client.wire import InvalidInput, PolicySpec, WireError, decode_image
 
 __all__ = ["Rollout", "main"]
 
@@ -170,19 +170,32 @@ class Rollout:
             return
         self.loop.publish_to(self.feed)
         self.feed.follow(self.source)
-        self.feed.begin_run(
-            describe_run(
-                self.config,
-                env.spec,
-                self._policy,
-                fps=self.fps,
-                server=f"{self.config.host}:{self.config.port}",
-                prompt=self._prompt,
-                execution=self.config.execution,
-            )
+        run = describe_run(
+            self.config,
+            env.spec,
+            self._policy,
+            fps=self.fps,
+            server=f"{self.config.host}:{self.config.port}",
+            prompt=self._prompt,
+            execution=self.config.execution,
         )
+        if self.config.record.dataset_path is not None:
+            self._check_dataset(env, run)
+        self.feed.begin_run(run)
         if not self.feed.wait_ready():
             self.console.say("What records and shows the run did not start in time; the run goes on.")
+
+    def _check_dataset(self, env: LiveEnv, run: RunInfo) -> None:
+        """Raise `EnvError` when no episode of this run could be added to the dataset, before anything moves."""
+        from env_client.record.dataset_writer import DatasetWriter
+
+        assert self.config.record.dataset_path is not None
+        images = {name: decode_image(image) for name, image in env.get_observation().images.items()}
+        sizes = {name: (image.shape[0], image.shape[1]) for name, image in images.items()}
+        try:
+            DatasetWriter(self.config.record.dataset_path, run, sizes).check_writable()
+        except ImportError as error:
+            raise EnvError(f"--record.dataset-path needs the extra record ({error})") from error
 
     def _mark(self, episode: int, success: bool, note: str) -> None:
         if self.feed is not None:

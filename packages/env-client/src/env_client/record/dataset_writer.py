@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,6 +91,18 @@ class DatasetWriter:
     @property
     def episodes(self) -> int:
         return len(self._frames)
+
+    def check_writable(self) -> None:
+        """Raise `EnvError` when the folder cannot be written to."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise EnvError(
+                f"the dataset folder {self.root} cannot be written ({error.strerror or error}): name another "
+                "--record.dataset-path"
+            ) from error
 
     def add(self, rows: EpisodeRows, videos: EpisodeVideos, *, success: bool | None, note: str = "") -> int:
         """The index of the new episode, which must have frames."""
@@ -232,6 +245,8 @@ class DatasetWriter:
             there = read_json(path)
         except (OSError, ValueError) as error:
             raise EnvError(f"{path} cannot be read ({error}): name a new --record.dataset-path") from error
+        if not isinstance(there, dict):
+            raise EnvError(f"{path} holds no map: name a new --record.dataset-path")
         for name in ("features", "fps", "robot_type", "data_path"):
             if there.get(name) != self._info[name]:
                 raise EnvError(
@@ -248,7 +263,12 @@ class DatasetWriter:
                 ) from error
             self._frames.append(int(row["length"]))
             self._stats[index] = _stats_in(row)
-        tasks = pyarrow.parquet.read_table(self.root / "meta" / "tasks.parquet").to_pylist()
+        try:
+            tasks = pyarrow.parquet.read_table(self.root / "meta" / "tasks.parquet").to_pylist()
+        except (OSError, ValueError) as error:
+            raise EnvError(
+                f"{self.root / 'meta' / 'tasks.parquet'} cannot be read ({error}): name a new --record.dataset-path"
+            ) from error
         self._tasks = [row["task"] for row in sorted(tasks, key=lambda row: row["task_index"])]
         # What a process that was killed left behind.
         for path in self._files_of(self.episodes):
