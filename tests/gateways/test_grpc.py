@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_named(client, robot):
         (robot.image("head", "raw", b"", -32, -24), "-24x-32"),
         (robot.image("head", "raw", b"", 2**31 - 1, 2**31 - 1), "pixels"),
         (robot.image("head", "h265", raw), "h265"),
-        (robot.image("head", "rgb8", raw[: 12 * 32 * 3], 32, 12), "12x32"),
+        (robot.image("head", "rgb8", raw[: 12 * 32 * 3], 32, 12), "32x12"),
         (robot.image("torso_rgbd", "raw", raw), "'head'"),
     ]
     observations = [(robot.observation([image, wrist]), said) for image, said in broken]

@@ -121,7 +121,7 @@ GOOD = make_observation()
 BAD = {
     "missing camera": (pack(without(GOOD, "images", "wrist")), "'wrist' is missing"),
     "missing state": (pack(without(GOOD, "states", "arm")), "'arm' is missing"),
-    "wrong image shape": (pack(with_image(np.zeros((10, 32, 3), np.uint8))), "10x32"),
+    "wrong image shape": (pack(with_image(np.zeros((10, 32, 3), np.uint8))), "32x10"),
     "image without colour": (pack(with_image(np.zeros((24, 32), np.uint8))), "uint8 RGB"),
     "float image": (pack(with_image(np.zeros((24, 32, 3), np.float32))), "float32"),
     "image as text": (pack(with_image("front.png")), "uint8 RGB"),

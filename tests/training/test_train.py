@@ -39,7 +39,6 @@ def test_the_folder_is_complete_and_small(act: tuple[TrainConfig, dict[str, Any]
     assert config["input_features"]["observation.images.front"]["shape"] == [3, 32, 40]
     assert yaml.safe_load((out / "embodiment.yaml").read_text()) == {
         "base": "so101",
-        "unit": "normalized",
         "resize": "stretch",
         "fps": 30,
         "prompt": "lift up the red cube",

@@ -127,6 +127,7 @@ def test_the_policys_unit(make_twin: Make, tmp_path: Path) -> None:
     policy = PolicySpec("test", 6, 10, unit="degrees", unit_source="declared")
     env = make_env(config(tmp_path), policy=policy)
     env.connect()
+    env.engage()
     assert env.spec.unit == "degrees"
     joint = calibration().joints[0]
     assert env.spec.upper[0] == pytest.approx((joint.range_max - joint.range_min) / 2 * 360 / 4095)
