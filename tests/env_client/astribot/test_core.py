@@ -156,7 +156,7 @@ def test_a_compressed_picture_passes_where_the_server_can_read_it(
     spec = spec_of(16, cameras=(CameraSpec("head", 18, 32, resize),), states=())
     observation = Observation({"head": picture}, {})
     if resize == "none":
-        with pytest.raises(InvalidInput, match="64x36 .width x height. where the policy takes 32x18"):
+        with pytest.raises(InvalidInput, match=r"64x36 \(width x height\) where the policy takes 32x18"):
             encode_observation(observation, spec, codecs)
         return
     sent = encode_observation(observation, spec, codecs)["images"]["head"]
